@@ -1,0 +1,48 @@
+"""What an image says, as values: inodes, metadata layers, the root file system. No I/O, no Cap'n Proto.
+
+Everything here is immutable, so it may be shared between threads freely. File names, symlink targets and xattrs are
+``bytes``: an image knows no encoding. The model has no format versions in it; ``puzzlefs.wire`` maps versions to it.
+"""
+
+from puzzlefs.model.inode import (
+    BlobRef,
+    BlockDevice,
+    CharDevice,
+    Content,
+    Directory,
+    DirEntry,
+    Fifo,
+    FileChunk,
+    Inode,
+    Kind,
+    RegularFile,
+    Socket,
+    Symlink,
+    Whiteout,
+    Xattr,
+    kind_of,
+)
+from puzzlefs.model.rootfs import ROOT_INO, InodeTable, MetadataLayer, Rootfs
+
+__all__ = [
+    "ROOT_INO",
+    "BlobRef",
+    "BlockDevice",
+    "CharDevice",
+    "Content",
+    "DirEntry",
+    "Directory",
+    "Fifo",
+    "FileChunk",
+    "Inode",
+    "InodeTable",
+    "Kind",
+    "MetadataLayer",
+    "RegularFile",
+    "Rootfs",
+    "Socket",
+    "Symlink",
+    "Whiteout",
+    "Xattr",
+    "kind_of",
+]

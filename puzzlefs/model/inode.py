@@ -1,0 +1,175 @@
+"""The inode and what can be in it.
+
+``Inode.content`` says what kind of file it is and holds what only that kind has; code that tells kinds apart uses
+``match`` and ends with ``assert_never``. ``Kind`` is the same distinction as one small number, for code that walks many
+inodes without decoding them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from puzzlefs.digest import Digest
+
+
+class Kind(enum.IntEnum):
+    """The kind of an inode; the numbers are those of the wire formats' ``mode`` union and must not change."""
+
+    UNKNOWN = 0
+    FIFO = 1
+    CHAR_DEVICE = 2
+    DIRECTORY = 3
+    BLOCK_DEVICE = 4
+    REGULAR = 5
+    SYMLINK = 6
+    SOCKET = 7
+    WHITEOUT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRef:
+    """A place in a stored blob.
+
+    Attributes:
+        digest: sha256 of the stored bytes, which names the blob.
+        offset: bytes into the *uncompressed* content of the blob.
+        compressed: whether the stored bytes are zstd.
+    """
+
+    digest: Digest
+    offset: int
+    compressed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FileChunk:
+    """A part of a stored chunk that is a part of a file: ``length`` uncompressed bytes from ``blob.offset`` on."""
+
+    blob: BlobRef
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class DirEntry:
+    """A name in a directory. Names are 1 to 255 bytes, without ``/`` and NUL, and neither ``.`` nor ``..``."""
+
+    ino: int
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RegularFile:
+    """A regular file: its size in bytes, and the parts that it is made of, in order.
+
+    ``chunks`` may be decoded lazily; their lengths add up to ``size``. Build one with ``RegularFile.of``.
+    """
+
+    size: int
+    chunks: Sequence[FileChunk]
+
+    @classmethod
+    def of(cls, chunks: Sequence[FileChunk]) -> RegularFile:
+        """The file that consists of ``chunks``."""
+        return cls(sum(chunk.length for chunk in chunks), chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory: its entries, sorted by name, in this metadata layer.
+
+    Attributes:
+        look_below: ``False``: the list is complete; ``True``: entries of the metadata layers below count as well.
+    """
+
+    entries: Sequence[DirEntry]
+    look_below: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Symlink:
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CharDevice:
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDevice:
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fifo:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Whiteout:
+    """The inode does not exist, whatever the metadata layers below say."""
+
+
+Content = RegularFile | Directory | Symlink | CharDevice | BlockDevice | Fifo | Socket | Whiteout
+
+
+@dataclass(frozen=True, slots=True)
+class Xattr:
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """One inode of one metadata layer.
+
+    Attributes:
+        ino: its number; the root directory is 1.
+        uid: owner.
+        gid: group.
+        permissions: the 12 permission bits (``st_mode & 0o7777``).
+        content: what kind of file it is, and what only that kind has.
+        xattrs: extended attributes, sorted by key.
+        mtime_ns: modification time in nanoseconds since the epoch, or ``None`` where the image carries none.
+    """
+
+    ino: int
+    uid: int
+    gid: int
+    permissions: int
+    content: Content
+    xattrs: tuple[Xattr, ...] = ()
+    mtime_ns: int | None = None
+
+
+def kind_of(content: Content) -> Kind:
+    """The kind of ``content`` as a number."""
+    match content:
+        case RegularFile():
+            return Kind.REGULAR
+        case Directory():
+            return Kind.DIRECTORY
+        case Symlink():
+            return Kind.SYMLINK
+        case CharDevice():
+            return Kind.CHAR_DEVICE
+        case BlockDevice():
+            return Kind.BLOCK_DEVICE
+        case Fifo():
+            return Kind.FIFO
+        case Socket():
+            return Kind.SOCKET
+        case Whiteout():
+            return Kind.WHITEOUT
+        case _:
+            assert_never(content)

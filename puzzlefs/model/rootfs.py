@@ -1,0 +1,115 @@
+"""Metadata layers and the root file system that a stack of them describes.
+
+A metadata layer is one inode vector. How its inodes are kept (decoded, or read from the wire bytes when asked for) is
+nobody's business above ``puzzlefs.wire``: both are an ``InodeTable``. ``MetadataLayer`` is the decoded one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from puzzlefs.digest import Digest, VerityDigest
+from puzzlefs.model.inode import Directory, Inode, Kind, Whiteout, kind_of
+
+ROOT_INO = 1
+"""The inode number of the root directory in every image. A change breaks every image."""
+
+
+class InodeTable(Protocol):
+    """The inodes of one metadata layer, sorted by number.
+
+    A number may stand twice, once as a white-out and once alive (deltas of the original implementation): the live one
+    counts in ``find`` and ``kind``. Every method raises ``FormatError`` where the layer is malformed; none of them
+    reads more than it needs for the answer.
+    """
+
+    def __len__(self) -> int:
+        """How many inodes the layer has."""
+        ...
+
+    def __iter__(self) -> Iterator[Inode]:
+        """Every inode, in the order of the layer."""
+        ...
+
+    def find(self, ino: int) -> Inode | None:
+        """The inode with this number, ``None`` if this layer does not mention it."""
+        ...
+
+    def kind(self, ino: int) -> Kind | None:
+        """The kind of the inode with this number, without decoding it; ``None`` if this layer does not mention it."""
+        ...
+
+    def kinds(self) -> Iterator[tuple[int, int]]:
+        """``(ino, kind)`` of every inode, in the order of the layer, as plain numbers (``Kind`` values)."""
+        ...
+
+    def entry_numbers(self, ino: int) -> tuple[Sequence[int], bool] | None:
+        """The inode numbers in the entries of directory ``ino`` (no names decoded) and its ``look_below``.
+
+        ``None`` if this layer has no directory of this number.
+        """
+        ...
+
+    def max_ino(self) -> int:
+        """The highest inode number in the layer, 0 if it is empty."""
+        ...
+
+
+class MetadataLayer:
+    """An ``InodeTable`` over decoded inodes."""
+
+    __slots__ = ("_inodes", "_numbers")
+
+    def __init__(self, inodes: Sequence[Inode]) -> None:
+        self._inodes = tuple(sorted(inodes, key=lambda inode: inode.ino))
+        self._numbers = [inode.ino for inode in self._inodes]
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def __iter__(self) -> Iterator[Inode]:
+        return iter(self._inodes)
+
+    def find(self, ino: int) -> Inode | None:
+        position = bisect_left(self._numbers, ino)
+        found: Inode | None = None
+        while position < len(self._numbers) and self._numbers[position] == ino:
+            found = self._inodes[position]
+            if not isinstance(found.content, Whiteout):
+                break
+            position += 1
+        return found
+
+    def kind(self, ino: int) -> Kind | None:
+        inode = self.find(ino)
+        return None if inode is None else kind_of(inode.content)
+
+    def kinds(self) -> Iterator[tuple[int, int]]:
+        return ((inode.ino, kind_of(inode.content)) for inode in self._inodes)
+
+    def entry_numbers(self, ino: int) -> tuple[Sequence[int], bool] | None:
+        inode = self.find(ino)
+        if inode is None or not isinstance(inode.content, Directory):
+            return None
+        return [entry.ino for entry in inode.content.entries], inode.content.look_below
+
+    def max_ino(self) -> int:
+        return self._numbers[-1] if self._numbers else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rootfs:
+    """A whole image.
+
+    Attributes:
+        version: the wire version that it was read from or is to be written in (1, 2 or 3).
+        metadata_layers: the inode tables, topmost first.
+        verity: sha256 of a stored blob → fs-verity digest of the same bytes.
+    """
+
+    version: int
+    metadata_layers: tuple[InodeTable, ...]
+    verity: Mapping[Digest, VerityDigest]
