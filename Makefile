@@ -1,0 +1,51 @@
+# `make demo` shows PuzzleFS on a real root file system; `make check` is what CI runs. Both set up what they need.
+# Variables: PYTHON (interpreter for a new .venv), ROOTFS (demo), WORKERS and ARGS (tests).
+
+SHELL := /bin/bash
+BIN := .venv/bin
+WORKERS ?= 2
+ARGS ?=
+
+# A tool of the project's own environment comes before one of the machine.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-verity demo check lint format test clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## build, mount and compare a real root file system (ROOTFS=dir: your own)
+	@scripts/setup.sh run
+	@$(BIN)/python scripts/demo.py
+
+setup: ## .venv and the system packages that development needs
+	@scripts/setup.sh dev
+
+setup-verity: ## kernel and emulator of the virtual machine that tests fs-verity
+	@scripts/setup.sh verity
+
+check: setup setup-verity ## everything CI checks: lint, then all tests
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory test
+
+lint: setup ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/mypy --strict scripts
+	$(BIN)/lint-imports
+
+format: setup ## rewrite the sources as ruff wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup ## all tests (WORKERS=n processes, ARGS='-k name' for a choice)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+clean: ## remove caches and build results
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache
+	find . -name .venv -prune -o -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf .venv
