@@ -7,11 +7,11 @@ numbers, extended attributes, which names are one file, link counts; modificatio
 
 Rules that are less obvious:
 - Names are bytes from end to end; nothing is decoded except to be printed.
-- A link count is what the tree itself contains: B must report as many links as A *has names* for that file. A's
-  own count may be larger (names outside of the tree), never smaller.
+- A link count is what the tree itself contains: B must report as many links as A *has names* for that file.
+  A's own count may be larger (names outside of the tree), never smaller.
 - Contents are compared byte by byte, not by hash, so that a difference can be located.
-- With ``one_file_system`` a directory of A on another device is a mount point: it must be an empty directory in
-  B. Only directories are asked for their device: on an overlay, files and directories of one tree differ in it.
+- With ``one_file_system`` a directory of A on another device is a mount point: it must be an empty directory
+  in B. Only directories are asked for their device: on an overlay, files and directories of one tree differ.
 - An error while reading either side is a difference like any other; the comparison goes on.
 
 Standard library only. Run as ``compare_trees.py A B``: exit code 0 when equal, 1 when not, 2 for wrong usage.
@@ -99,9 +99,7 @@ def compare(
     Raises:
         OSError: One of the two roots cannot be examined at all.
     """
-    return _Comparison(
-        os.fsencode(a), os.fsencode(b), options or Options(), statistics or Statistics()
-    ).differences()
+    return _Comparison(os.fsencode(a), os.fsencode(b), options or Options(), statistics or Statistics()).differences()
 
 
 class _Comparison:
@@ -169,9 +167,7 @@ class _Comparison:
             yield Difference(path, "type", f"{kind_a} in A, {kind_b} in B")
             return
         if self._compares("mode") and stat.S_IMODE(a.st_mode) != stat.S_IMODE(b.st_mode):
-            yield Difference(
-                path, "mode", f"{stat.S_IMODE(a.st_mode):04o} in A, {stat.S_IMODE(b.st_mode):04o} in B"
-            )
+            yield Difference(path, "mode", f"{stat.S_IMODE(a.st_mode):04o} in A, {stat.S_IMODE(b.st_mode):04o} in B")
         if self._compares("owner") and (a.st_uid, a.st_gid) != (b.st_uid, b.st_gid):
             yield Difference(path, "owner", f"{a.st_uid}:{a.st_gid} in A, {b.st_uid}:{b.st_gid} in B")
         if self._options.mtime and a.st_mtime_ns != b.st_mtime_ns:
@@ -184,9 +180,7 @@ class _Comparison:
             first_a = self._first_a.setdefault((a.st_dev, a.st_ino), path)
             first_b = self._first_b.setdefault((b.st_dev, b.st_ino), path)
             if first_a != first_b:
-                yield Difference(
-                    path, "links", f"{_same_as(path, first_a)} in A, {_same_as(path, first_b)} in B"
-                )
+                yield Difference(path, "links", f"{_same_as(path, first_a)} in A, {_same_as(path, first_b)} in B")
         match kind_a:
             case "regular file":
                 if self._compares("size") and a.st_size != b.st_size:
@@ -244,9 +238,7 @@ class _Comparison:
         for name in sorted((a.keys() | b.keys()) - self._options.ignore_xattrs):
             value_a, value_b = a.get(name), b.get(name)
             if value_a != value_b:
-                yield Difference(
-                    path, "xattrs", f"{show(name)} is {_value(value_a)} in A, {_value(value_b)} in B"
-                )
+                yield Difference(path, "xattrs", f"{show(name)} is {_value(value_a)} in A, {_value(value_b)} in B")
 
     def _content(self, path: bytes) -> Iterator[Difference]:
         offset = 0
@@ -266,7 +258,7 @@ class _Comparison:
 
 
 def _open(path: bytes) -> BinaryIO:
-    # Buffered, so that read(n) gives n bytes wherever there are n. O_NOFOLLOW: the type was checked with lstat.
+    # Buffered, so that read(n) gives n bytes where there are n. O_NOFOLLOW: lstat has checked the type.
     return open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb")
 
 
@@ -339,9 +331,7 @@ def main() -> int:
     parser.add_argument(
         "--ignore", action="append", default=[], choices=ASPECTS, metavar="ASPECT", help=", ".join(ASPECTS)
     )
-    parser.add_argument(
-        "--ignore-xattr", action="append", default=[], metavar="NAME", help="leave this one out"
-    )
+    parser.add_argument("--ignore-xattr", action="append", default=[], metavar="NAME", help="leave this one out")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="print at most N differences (50)")
     words = parser.parse_args()
     options = Options(
