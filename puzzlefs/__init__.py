@@ -1,0 +1,115 @@
+"""PuzzleFS: container images that share chunks across versions, mounted at once, checked to the last byte.
+
+The public face of the library::
+
+    import puzzlefs
+
+    report = puzzlefs.build("rootfs", "images:debian")
+    print(report.digest)
+
+    with puzzlefs.open_image("images:debian", digest=str(report.digest)) as image:
+        entry = image.tree.lookup(image.tree.root, b"etc")
+
+    puzzlefs.extract("images:debian", "copy")
+    puzzlefs.mount("images:debian", "/mnt")          # serves until it is unmounted
+
+Everything that goes wrong on purpose is a ``puzzlefs.PuzzlefsError``. The names below are loaded when they are first
+used: a program that only reads images does not pay for FUSE.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from puzzlefs._version import __version__
+from puzzlefs.errors import (
+    BlobNotFoundError,
+    FormatError,
+    IntegrityError,
+    InvalidArgumentError,
+    MountError,
+    NotFoundError,
+    PuzzlefsError,
+    SourceError,
+    StorageError,
+    TagNotFoundError,
+    UnsafePathError,
+    UnsupportedError,
+    UnsupportedVersionError,
+    VerityNotEnabledError,
+    VerityUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from puzzlefs.builder import BuildReport, build
+    from puzzlefs.digest import Digest, VerityDigest
+    from puzzlefs.enable_verity import EnableReport, enable_fs_verity
+    from puzzlefs.extract import ExtractReport, extract
+    from puzzlefs.image import Image, open_image
+    from puzzlefs.mount import mount, unmount
+    from puzzlefs.oci import ImageReference, parse_reference
+
+_HOMES = {
+    "BuildReport": "builder",
+    "Digest": "digest",
+    "EnableReport": "enable_verity",
+    "ExtractReport": "extract",
+    "Image": "image",
+    "ImageReference": "oci",
+    "VerityDigest": "digest",
+    "build": "builder",
+    "enable_fs_verity": "enable_verity",
+    "extract": "extract",
+    "mount": "mount",
+    "open_image": "image",
+    "parse_reference": "oci",
+    "unmount": "mount",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'puzzlefs' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"puzzlefs.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+__all__ = [
+    "BlobNotFoundError",
+    "BuildReport",
+    "Digest",
+    "EnableReport",
+    "ExtractReport",
+    "FormatError",
+    "Image",
+    "ImageReference",
+    "IntegrityError",
+    "InvalidArgumentError",
+    "MountError",
+    "NotFoundError",
+    "PuzzlefsError",
+    "SourceError",
+    "StorageError",
+    "TagNotFoundError",
+    "UnsafePathError",
+    "UnsupportedError",
+    "UnsupportedVersionError",
+    "VerityDigest",
+    "VerityNotEnabledError",
+    "VerityUnavailableError",
+    "__version__",
+    "build",
+    "enable_fs_verity",
+    "extract",
+    "mount",
+    "open_image",
+    "parse_reference",
+    "unmount",
+]

@@ -1,0 +1,267 @@
+"""An OCI image layout: a directory with ``oci-layout``, ``index.json`` and ``blobs/sha256`` (image-spec,
+image-layout.md).
+
+Invariants:
+
+* ``index.json`` is replaced atomically, and changed only under the layout's lock: an advisory ``flock`` on the layout
+  directory itself, so that no lock file is left in images that travel.
+* A layout holds either images of format versions 1 and 2 or images of version 3; their ``index.json`` differ.
+* ``blobs/sha256`` may be a symbolic link to a directory that several layouts share; a single blob may not be a link.
+
+A ``Layout`` keeps ``blobs/sha256`` open, so a mount survives that its image is moved. Thread safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from puzzlefs.blobs.host import storage_errors, sync_file_system
+from puzzlefs.digest import Digest
+from puzzlefs.errors import BlobNotFoundError, FormatError, InvalidArgumentError, NotFoundError
+from puzzlefs.oci import Dialect, Index
+from puzzlefs.oci.json_text import encode, parse_object
+
+MAX_INDEX_SIZE: Final = 64 << 20
+"""Bytes of the largest ``index.json`` that is read: several hundred thousand tags."""
+
+TEMPORARY_PREFIX: Final = ".tmp-"
+"""How names of unfinished files begin; no blob and no document of the image-spec is named so."""
+
+_MARKER = "oci-layout"
+_MARKER_KEY = "imageLayoutVersion"
+_INDEX = "index.json"
+_MAX_MARKER_SIZE = 64 << 10
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class Layout:
+    """An open image layout. Use it as a context manager, or ``close`` it."""
+
+    def __init__(self, path: Path, dialect: Dialect, blobs_fd: int) -> None:
+        """Not for callers: use ``open`` or ``open_or_create``."""
+        self.path = path
+        self.dialect = dialect
+        self._blobs_fd = blobs_fd
+
+    # ---- opening and closing
+
+    @classmethod
+    def open(cls, path: Path) -> Layout:
+        """Open the layout at ``path``, whose form is checked.
+
+        Raises:
+            NotFoundError: if there is no such directory, or it is not a layout.
+            FormatError: if it says it is a layout but is not one that we know.
+            StorageError: if it cannot be read.
+        """
+        if not path.is_dir():
+            raise NotFoundError(f"{path} is not a directory", hint="the first word of an image is its OCI directory")
+        try:
+            marker = _read_document(path / _MARKER, _MAX_MARKER_SIZE)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{path} is not an image layout: it has no {_MARKER} file") from error
+        version = parse_object(marker, f"{path / _MARKER}").get(_MARKER_KEY)
+        try:
+            dialect = Dialect(version)
+        except ValueError as error:
+            raise FormatError(f"{path}: image layout version {version!r} is not known") from error
+        blobs = path / "blobs" / "sha256"
+        try:
+            blobs_fd = os.open(blobs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise FormatError(f"{path} is not an image layout: it has no directory blobs/sha256") from error
+        except OSError as error:
+            raise FormatError(f"{path} is not an image layout: blobs/sha256: {error.strerror}") from error
+        return cls(path, dialect, blobs_fd)
+
+    @classmethod
+    def open_or_create(cls, path: Path, dialect: Dialect) -> Layout:
+        """Open the layout at ``path``, or make an empty one in the dialect given.
+
+        Two callers at once make one layout.
+
+        Raises:
+            InvalidArgumentError: if the layout is of the other dialect, or ``path`` is a directory with other things.
+            StorageError: if it cannot be made.
+        """
+        with storage_errors("create the image layout", path):
+            path.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            if not (path / _MARKER).exists():
+                foreign = {name for name in os.listdir(path) if not name.startswith(TEMPORARY_PREFIX)} - {
+                    "blobs",
+                    _INDEX,
+                }
+                if foreign:
+                    raise InvalidArgumentError(
+                        f"{path} is neither empty nor an image layout: it holds {min(foreign)!r}",
+                        hint="name an empty or a new directory",
+                    )
+                with storage_errors("create the image layout", path):
+                    (path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+                    if not (path / _INDEX).exists():
+                        _replace_file(path / _INDEX, Index(dialect).encode())
+                    _replace_file(path / _MARKER, encode({_MARKER_KEY: dialect.value}))
+        layout = cls.open(path)
+        if layout.dialect is not dialect:
+            layout.close()
+            holds, wanted = _VERSIONS[layout.dialect], _VERSIONS[dialect]
+            raise InvalidArgumentError(
+                f"{path} holds images of format {holds}, and cannot hold one of format {wanted}",
+                hint="name another directory, or another --format-version",
+            )
+        return layout
+
+    def close(self) -> None:
+        """Give the descriptors back. Calling it twice is fine."""
+        if self._blobs_fd >= 0:
+            os.close(self._blobs_fd)
+            self._blobs_fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- blobs
+
+    @property
+    def blobs_fd(self) -> int:
+        """A descriptor of the directory ``blobs/sha256``, owned by the layout."""
+        return self._blobs_fd
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Where a blob is, or would be."""
+        return self.path / "blobs" / "sha256" / digest.hex()
+
+    def open_blob(self, digest: Digest) -> int:
+        """A read-only descriptor of a blob, which the caller closes. Nothing is verified here.
+
+        Raises:
+            BlobNotFoundError: if it is not there.
+            FormatError: if something stands there that is not a regular file (a link or a device, for example).
+            OSError: if the host cannot open it.
+        """
+        try:
+            fd = os.open(digest.hex(), _READ_FLAGS, dir_fd=self._blobs_fd)
+        except FileNotFoundError as error:
+            raise BlobNotFoundError(digest.hex(), str(self.blob_path(digest))) from error
+        except OSError as error:
+            if stat.S_ISLNK(os.lstat(digest.hex(), dir_fd=self._blobs_fd).st_mode):
+                raise FormatError(f"blob {digest.oci} is a symbolic link, which a layout must not hold") from error
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise FormatError(f"blob {digest.oci} is not a regular file")
+        return fd
+
+    def blob_size(self, digest: Digest) -> int | None:
+        """The size in bytes of the file that has the blob's name, ``None`` if there is none."""
+        try:
+            status = os.lstat(digest.hex(), dir_fd=self._blobs_fd)
+        except FileNotFoundError:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    # ---- the index
+
+    def read_index(self) -> Index:
+        """The index as it is now.
+
+        Raises:
+            FormatError: if it is malformed or of the wrong dialect.
+            NotFoundError: if it is missing.
+        """
+        path = self.path / _INDEX
+        try:
+            data = _read_document(path, MAX_INDEX_SIZE)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{self.path} is not an image layout: it has no {_INDEX}") from error
+        index = Index.parse(data, str(path))
+        if index.dialect is not self.dialect:
+            raise FormatError(f"{path} is not what {_MARKER} beside it says: its schemaVersion does not fit")
+        return index
+
+    def update_index(self, change: Callable[[Index], Index]) -> None:
+        """Replace the index by ``change(index)``: under the lock, atomically, and on disk when this returns.
+
+        Raises:
+            FormatError: if the index there is cannot be read.
+            StorageError: if it cannot be written; the old one is then still there.
+        """
+        with self.locked(), storage_errors("write", self.path / _INDEX):
+            _replace_file(self.path / _INDEX, change(self.read_index()).encode())
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the layout's lock, which every change of the index needs."""
+        with _locked(self.path):
+            yield
+
+
+_VERSIONS = {Dialect.OCI: "version 3", Dialect.PUZZLEFS_DEV: "versions 1 and 2"}
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with storage_errors("lock", path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with storage_errors("lock", path):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _read_document(path: Path, limit: int) -> bytes:
+    """The content of a small file.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        FormatError: if it is larger than ``limit`` bytes, or not a regular file.
+        StorageError: if it cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        with storage_errors("read", path):
+            raise error
+    with open(fd, "rb") as file, storage_errors("read", path):
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FormatError(f"{path} is not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise FormatError(f"{path} is larger than {limit} bytes")
+    return data
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    """Put ``data`` under ``path`` so that there is the old content or the new, at every moment and after a power cut."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_file_system(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,138 @@
+"""Writing blobs so that a blob under its name is whole, whatever happens.
+
+A blob is written to a temporary file in the same directory. Only ``commit`` gives blobs their names: first one syncfs
+puts all of the data on disk, then each is renamed, then a second syncfs puts the names on disk. (A rename without the
+first sync leaves empty files under final names after a power cut.) The caller moves a tag only after ``commit``.
+
+A good blob is never rewritten: one that is there with the right size is left alone, or, with ``check_existing``, with
+the right content. One of a wrong size is replaced by rename, so a reader that has it open keeps what it had.
+
+``put`` may be called from several threads. Leaving the context without ``commit`` removes the temporary files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import threading
+from types import TracebackType
+from typing import Self
+
+from puzzlefs.blobs.host import storage_errors, sync_file_system
+from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
+from puzzlefs.digest import Digest
+from puzzlefs.errors import PuzzlefsError
+
+_COPY_SIZE = 1 << 20
+
+
+class BlobWriter:
+    """Stores blobs in one layout, all at once, with ``commit``.
+
+    Attributes:
+        new_blobs: how many blobs were not there before.
+        stored_bytes: how many bytes those have.
+    """
+
+    def __init__(self, layout: Layout, *, check_existing: bool = False) -> None:
+        """A writer into ``layout``; with ``check_existing``, blobs that are there already are hashed before they count."""
+        self._layout = layout
+        self._check_existing = check_existing
+        self._lock = threading.Lock()
+        self._known: set[Digest] = set()
+        self._pending: dict[Digest, str] = {}
+        self._session = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        self._counter = 0
+        self.new_blobs = 0
+        self.stored_bytes = 0
+
+    def put(self, data: bytes | bytearray | memoryview, digest: Digest | None = None) -> Digest:
+        """See to it that ``data`` is stored once ``commit`` has returned. Putting it twice is fine.
+
+        Args:
+            data: the bytes to store.
+            digest: their sha256, where the caller knows it already.
+
+        Returns:
+            Their sha256, the blob's name.
+
+        Raises:
+            StorageError: if they cannot be written.
+        """
+        digest = Digest.of(data) if digest is None else digest
+        with self._lock:
+            if digest in self._known:
+                return digest
+            self._known.add(digest)
+            self._counter += 1
+            temporary = f"{self._session}-{self._counter:x}"
+        if self._is_there(digest, len(data)):
+            return digest
+        with storage_errors("write a blob to", self._layout.path):
+            self._write(temporary, data)
+        with self._lock:
+            self._pending[digest] = temporary
+            self.new_blobs += 1
+            self.stored_bytes += len(data)
+        return digest
+
+    def commit(self) -> None:
+        """Put every blob on disk and give it its name; when this returns, all of that survives a power cut.
+
+        Raises:
+            StorageError: if the host fails; some blobs may have their names then, and those are whole.
+        """
+        with storage_errors("write blobs to", self._layout.path):
+            directory = self._layout.blobs_fd
+            sync_file_system(directory)
+            while self._pending:
+                digest, temporary = next(iter(self._pending.items()))
+                os.rename(temporary, digest.hex(), src_dir_fd=directory, dst_dir_fd=directory)
+                del self._pending[digest]
+            sync_file_system(directory)
+
+    def abort(self) -> None:
+        """Remove what was written and not committed."""
+        while self._pending:
+            _, temporary = self._pending.popitem()
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=self._layout.blobs_fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def _is_there(self, digest: Digest, size: int) -> bool:
+        if self._layout.blob_size(digest) != size:
+            return False
+        return not self._check_existing or self._hash_of_existing(digest) == digest
+
+    def _hash_of_existing(self, digest: Digest) -> Digest | None:
+        hasher = hashlib.sha256()
+        try:
+            with open(self._layout.open_blob(digest), "rb", buffering=0) as file:
+                while block := file.read(_COPY_SIZE):
+                    hasher.update(block)
+        except (OSError, PuzzlefsError):
+            return None  # unreadable is as good as missing: it gets replaced
+        return Digest(hasher.digest())
+
+    def _write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        directory = self._layout.blobs_fd
+        fd = os.open(name, flags, 0o644, dir_fd=directory)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        except BaseException:
+            os.unlink(name, dir_fd=directory)
+            raise
+        finally:
+            os.close(fd)

@@ -1,0 +1,367 @@
+"""An image as a whole: opening one along the chain of trust, and committing one.
+
+Opening goes down a chain in which each level vouches for the next::
+
+    --digest (or nothing) → manifest → rootfs (versions 1 and 2: the manifest is the rootfs) → inode vectors → chunks
+
+Without a digest the chain starts at the index: each level is checked by the sha256 that the level above names, so
+corruption is found, but not an image that was replaced as a whole. With a digest the manifest's fs-verity digest must
+equal it. The bytes that are checked are the bytes that are parsed.
+
+Committing goes the other way: blobs first, on disk and under their names; then the index. Nothing here walks the
+inodes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from puzzlefs.blobs import BlobVerifier, BlobWriter, Layout, VerifiedBlobs, VerityMode
+from puzzlefs.blobs.host import storage_errors
+from puzzlefs.compression import decompress_chunk
+from puzzlefs.digest import Digest, VerityDigest
+from puzzlefs.errors import FormatError, IntegrityError, InvalidArgumentError, TagNotFoundError
+from puzzlefs.model import BlobRef, Inode, InodeTable, Rootfs
+from puzzlefs.oci import (
+    EMPTY_CONFIG_DATA,
+    Descriptor,
+    Dialect,
+    ImageReference,
+    Index,
+    Manifest,
+    media_types,
+    parse_reference,
+)
+from puzzlefs.verity import verity_digest
+from puzzlefs.vfs import Tree
+from puzzlefs.wire import codec_for, rootfs_version
+
+DEFAULT_VERSION: Final = 3
+"""The format version that is written unless another is asked for."""
+
+MAX_MANIFEST_SIZE: Final = 256 << 20
+"""Bytes of the largest OCI manifest that is read: more than a million chunks."""
+
+MAX_METADATA_SIZE: Final = 1 << 30
+"""Bytes of the largest rootfs or inode vector that is read: some five million inodes."""
+
+_MAX_INDEX_DEPTH: Final = 4
+_MIN_ENTRY_SIZE: Final = 16
+_MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+class Image:
+    """An open image. Use it as a context manager, or ``close`` it. Thread safe.
+
+    Attributes:
+        reference: what it was opened as.
+        manifest_digest: sha256 of its manifest (the OCI manifest; the capnp manifest in versions 1 and 2).
+        manifest: the OCI manifest, ``None`` in versions 1 and 2.
+        rootfs: the decoded metadata.
+        metadata_refs: versions 1 and 2: the blobs that hold the inode vectors, topmost first.
+        tree: the file system that it shows.
+        blobs: its blobs, verified.
+    """
+
+    def __init__(
+        self,
+        *,
+        reference: ImageReference,
+        layout: Layout,
+        manifest_digest: Digest,
+        manifest: Manifest | None,
+        rootfs: Rootfs,
+        metadata_refs: tuple[BlobRef, ...],
+        tree: Tree,
+        blobs: VerifiedBlobs,
+    ) -> None:
+        """Not for callers: use ``open_image``."""
+        self.reference = reference
+        self.layout = layout
+        self.manifest_digest = manifest_digest
+        self.manifest = manifest
+        self.rootfs = rootfs
+        self.metadata_refs = metadata_refs
+        self.tree = tree
+        self.blobs = blobs
+
+    @property
+    def version(self) -> int:
+        """The format version: 1, 2 or 3."""
+        return self.rootfs.version
+
+    def verity_digest(self) -> VerityDigest:
+        """The fs-verity digest of the manifest: what ``build`` prints and ``--digest`` takes.
+
+        Raises:
+            PuzzlefsError: if the manifest cannot be read any more.
+        """
+        return verity_digest(self.blobs.read(self.manifest_digest, limit=MAX_MANIFEST_SIZE))
+
+    def read(self, ino: int, offset: int, size: int) -> bytes:
+        """``size`` bytes of a regular file from ``offset`` on, fewer at its end; all of them verified.
+
+        Raises:
+            NotFoundError: if there is no such inode, or a blob is missing.
+            InvalidArgumentError: if the inode is no regular file.
+            FormatError: if the image is malformed there.
+            IntegrityError: if a blob is not what its name says.
+            StorageError: if the host cannot read a blob.
+        """
+        pieces = self.tree.plan(ino, offset, size).pieces
+        read = self.blobs.read_chunk
+        if len(pieces) == 1:
+            piece = pieces[0]
+            return read(piece.blob, piece.compressed, piece.offset, piece.length)
+        return b"".join([read(piece.blob, piece.compressed, piece.offset, piece.length) for piece in pieces])
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        self.layout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_image(
+    reference: ImageReference | str, *, digest: VerityDigest | str | None = None, verity: VerityMode = "auto"
+) -> Image:
+    """Open an image for reading.
+
+    Args:
+        reference: the image, ``OCI_DIR:TAG``.
+        digest: the fs-verity digest that its manifest must have, as ``build`` printed it; 64 hex digits.
+        verity: how what lies below is checked when a digest is given (``puzzlefs.blobs.verified``).
+
+    Raises:
+        NotFoundError: if the layout, the tag or a blob of metadata is missing.
+        FormatError: if the image is malformed.
+        IntegrityError: if a blob is not what it should be, or the manifest is not the one that ``digest`` names.
+        VerityNotEnabledError: with ``verity="kernel"``, if a file has no fs-verity.
+        VerityUnavailableError: with ``verity="kernel"``, if the kernel or the file system cannot do fs-verity.
+        InvalidArgumentError: for ``verity="kernel"`` without a digest, or a malformed reference or digest.
+    """
+    if isinstance(reference, str):
+        reference = parse_reference(reference)
+    anchor = _parse_anchor(digest)
+    if anchor is None and verity == "kernel":
+        raise InvalidArgumentError(
+            "fs-verity by the kernel needs a digest to compare with",
+            hint="give the digest that build printed",
+        )
+    layout = Layout.open(reference.layout)
+    try:
+        return _open(reference, layout, anchor, verity if anchor is not None else "user")
+    except BaseException:
+        layout.close()
+        raise
+
+
+def _open(reference: ImageReference, layout: Layout, anchor: VerityDigest | None, mode: VerityMode) -> Image:
+    descriptor = find_manifest(layout, layout.read_index(), reference)
+    verifier = BlobVerifier(mode)
+    data = _read_manifest(layout, descriptor, verifier, anchor)
+    metadata = VerifiedBlobs(layout, verifier)
+    manifest: Manifest | None = None
+    if layout.dialect is Dialect.OCI:
+        manifest = Manifest.parse(data)
+        rootfs_descriptor = manifest.rootfs()
+        expected = rootfs_descriptor.annotation(media_types.VERITY_ROOT_HASH) if mode != "user" else None
+        data = metadata.read(
+            rootfs_descriptor.digest,
+            limit=MAX_METADATA_SIZE,
+            expected=None if expected is None else VerityDigest.from_hex(expected),
+        )
+    version = rootfs_version(data)
+    codec = codec_for(version)
+    if (version == DEFAULT_VERSION) != (layout.dialect is Dialect.OCI):
+        raise FormatError(f"{reference}: metadata of format version {version} does not belong into this kind of layout")
+    wire = codec.decode_rootfs(data)
+    blobs = VerifiedBlobs(layout, BlobVerifier(mode, wire.verity))
+    tables: list[InodeTable] = list(wire.tables)
+    size = len(data)
+    for ref in wire.metadata_refs:
+        vector = _read_vector(blobs, ref)
+        size += len(vector)
+        tables.append(codec.decode_inode_vector(vector))
+    if not tables:
+        raise FormatError(f"{reference} has no metadata layer, so not even a root directory")
+    rootfs = Rootfs(version, tuple(tables), wire.verity)
+    tree = Tree(tables, max_entries=size // _MIN_ENTRY_SIZE)
+    return Image(
+        reference=reference,
+        layout=layout,
+        manifest_digest=descriptor.digest,
+        manifest=manifest,
+        rootfs=rootfs,
+        metadata_refs=wire.metadata_refs,
+        tree=tree,
+        blobs=blobs,
+    )
+
+
+def find_manifest(layout: Layout, index: Index, reference: ImageReference) -> Descriptor:
+    """What the tag points to: the descriptor of the manifest, through nested indexes if need be.
+
+    Of several manifests in a nested index, the one for this machine counts, else the first.
+
+    Raises:
+        TagNotFoundError: if there is no such tag.
+        FormatError: if it points to something that is not an image.
+    """
+    descriptor = index.find(reference.tag)
+    if descriptor is None:
+        raise TagNotFoundError(str(reference.layout), reference.tag, index.tags())
+    wanted = media_types.MANIFEST if layout.dialect is Dialect.OCI else media_types.ROOTFS
+    blobs = VerifiedBlobs(layout, BlobVerifier("user"))
+    for _ in range(_MAX_INDEX_DEPTH):
+        if descriptor.media_type != media_types.INDEX:
+            break
+        nested = Index.parse(blobs.read(descriptor.digest, limit=MAX_MANIFEST_SIZE), f"index {descriptor.digest.oci}")
+        if not nested.manifests:
+            raise FormatError(f"{reference} points to an index without manifests")
+        here = [entry for entry in nested.manifests if entry.extra.get("platform") == _platform()]
+        descriptor = (here or list(nested.manifests))[0]
+    if descriptor.media_type != wanted:
+        raise FormatError(f"{reference} is not a PuzzleFS image: it points to {descriptor.media_type[:120]!r}")
+    return descriptor
+
+
+def _parse_anchor(digest: VerityDigest | str | None) -> VerityDigest | None:
+    if digest is None or isinstance(digest, VerityDigest):
+        return digest
+    try:
+        return VerityDigest.from_hex(digest.strip().lower().removeprefix("sha256:"))
+    except FormatError as error:
+        raise InvalidArgumentError(error.message, hint="give the digest that build printed") from error
+
+
+def _read_manifest(
+    layout: Layout, descriptor: Descriptor, verifier: BlobVerifier, anchor: VerityDigest | None
+) -> bytes:
+    """The manifest's bytes: what the index names, and, where an anchor is given, what the anchor names."""
+    subject = f"manifest {layout.blob_path(descriptor.digest)}"
+    with (
+        storage_errors("read", layout.blob_path(descriptor.digest)),
+        open(layout.open_blob(descriptor.digest), "rb", buffering=0) as file,
+    ):
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_MANIFEST_SIZE:
+            raise FormatError(f"{subject} has {size} bytes, more than the {MAX_MANIFEST_SIZE} that are allowed")
+        data = file.readall()
+        if anchor is not None:
+            verifier.check_anchor(file.fileno(), data, subject, anchor)
+    actual = Digest.of(data)
+    if actual != descriptor.digest:
+        raise IntegrityError(subject, expected=descriptor.digest.hex(), actual=actual.hex())
+    return data
+
+
+def _read_vector(blobs: VerifiedBlobs, ref: BlobRef) -> bytes:
+    stored = blobs.read(ref.digest, limit=MAX_METADATA_SIZE)
+    if ref.compressed:
+        stored = decompress_chunk(stored, limit=MAX_METADATA_SIZE)
+    if ref.offset > len(stored):
+        raise FormatError(f"metadata blob {ref.digest.oci} is shorter than the offset {ref.offset} in it")
+    return stored[ref.offset :] if ref.offset else stored
+
+
+# ---- committing
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """A chunk as it was stored.
+
+    Attributes:
+        digest: sha256 of the stored bytes.
+        size: stored bytes.
+        compressed: whether they are zstd.
+    """
+
+    digest: Digest
+    size: int
+    compressed: bool
+
+
+def dialect_of(version: int) -> Dialect:
+    """The kind of layout that holds images of a format version."""
+    return Dialect.OCI if version == DEFAULT_VERSION else Dialect.PUZZLEFS_DEV
+
+
+def commit_image(
+    layout: Layout,
+    tag: str,
+    *,
+    version: int,
+    layers: Sequence[Sequence[Inode]],
+    chunks: Sequence[StoredChunk],
+    verity: Mapping[Digest, VerityDigest],
+    writer: BlobWriter,
+) -> VerityDigest:
+    """Store the metadata of an image whose chunks are in ``writer`` already, commit that, and point the tag to it.
+
+    Args:
+        layout: where to.
+        tag: the tag, which moves if it is there.
+        version: the format version.
+        layers: the metadata layers, topmost first.
+        chunks: the chunks of the stream in its order, repeats included.
+        verity: for each distinct stored chunk the fs-verity digest of the stored bytes.
+        writer: the writer that holds the chunks; it is committed.
+
+    Returns:
+        The image's digest: the fs-verity digest of its manifest.
+
+    Raises:
+        StorageError: if the host fails. The tag is then what it was.
+        FormatError: if something does not fit the format.
+    """
+    codec = codec_for(version)
+    if version == DEFAULT_VERSION:
+        rootfs = codec.encode_rootfs(layers=layers, metadata_refs=(), verity=verity)
+        descriptor = Descriptor(
+            media_types.ROOTFS,
+            writer.put(rootfs),
+            len(rootfs),
+            {media_types.VERITY_ROOT_HASH: verity_digest(rootfs).hex()},
+        )
+        writer.put(EMPTY_CONFIG_DATA)
+        manifest = Manifest.of([descriptor, *map(_chunk_descriptor, chunks)]).encode()
+        extra = {"platform": _platform()}
+        media_type = media_types.MANIFEST
+    else:
+        all_verity = dict(verity)
+        refs: list[BlobRef] = []
+        for layer in layers:
+            vector = codec.encode_inode_vector(layer)
+            digest = writer.put(vector)
+            all_verity[digest] = verity_digest(vector)
+            refs.append(BlobRef(digest, 0, False))
+        manifest = codec.encode_rootfs(layers=(), metadata_refs=refs, verity=all_verity)
+        extra = {}
+        media_type = media_types.ROOTFS
+    top = Descriptor(media_type, writer.put(manifest), len(manifest), extra=extra)
+    writer.commit()
+    layout.update_index(lambda index: index.with_tag(tag, top))
+    return verity_digest(manifest)
+
+
+def _chunk_descriptor(chunk: StoredChunk) -> Descriptor:
+    media_type = media_types.FILE_DATA_ZSTD if chunk.compressed else media_types.FILE_DATA
+    return Descriptor(media_type, chunk.digest, chunk.size)
+
+
+def _platform() -> dict[str, str]:
+    machine = platform.machine()
+    return {"architecture": _MACHINES.get(machine, machine), "os": "linux"}

@@ -1,0 +1,98 @@
+"""Image manifest of format version 3 (image-spec, manifest.md).
+
+``config`` is the empty descriptor; ``layers`` holds the rootfs blob, then one descriptor for each chunk of the stream,
+in its order, repeats included. It is the manifest's bytes that get hashed, so ``encode`` is exact.
+Descriptors of layers are made when they are asked for: a large image has hundreds of thousands and a mount needs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from puzzlefs.digest import Digest
+from puzzlefs.errors import FormatError
+from puzzlefs.oci import media_types
+from puzzlefs.oci.descriptor import Descriptor
+from puzzlefs.oci.json_text import JsonObject, JsonValue, as_list, as_object, encode, parse_object
+
+EMPTY_CONFIG_DATA = b"{}"
+"""The two-byte blob that the empty descriptor points to."""
+
+EMPTY_CONFIG = Descriptor(
+    media_types.EMPTY, Digest.of(EMPTY_CONFIG_DATA), len(EMPTY_CONFIG_DATA), extra={"data": "e30="}
+)
+"""The image-spec's empty descriptor (manifest.md, "Guidance for an Empty Descriptor")."""
+
+_SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An OCI image manifest.
+
+    Attributes:
+        config: descriptor of the image's configuration.
+        layer_objects: the layers, still as JSON objects.
+        extra: every field that is not named here, as it was read.
+    """
+
+    config: Descriptor
+    layer_objects: Sequence[JsonValue]
+    extra: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, layers: Sequence[Descriptor]) -> Manifest:
+        """The manifest that ``build`` writes over ``layers``."""
+        return cls(EMPTY_CONFIG, [layer.to_json() for layer in layers])
+
+    @classmethod
+    def parse(cls, data: bytes) -> Manifest:
+        """The manifest that ``data`` holds.
+
+        Raises:
+            FormatError: if it does not follow the image-spec.
+        """
+        fields = dict(parse_object(data, "the OCI manifest"))
+        if fields.pop("schemaVersion", None) != _SCHEMA_VERSION:
+            raise FormatError(f"the OCI manifest's schemaVersion is not {_SCHEMA_VERSION}")
+        config = Descriptor.from_json(fields.pop("config", None), "the OCI manifest's config")
+        return cls(config, as_list(fields.pop("layers", None), "the OCI manifest's layers"), fields)
+
+    def encode(self) -> bytes:
+        """The bytes to store."""
+        document: JsonObject = {
+            **self.extra,
+            "config": self.config.to_json(),
+            "layers": self.layer_objects,
+            "schemaVersion": _SCHEMA_VERSION,
+        }
+        return encode(document)
+
+    def layers(self) -> Iterator[Descriptor]:
+        """The descriptors of all layers, in order.
+
+        Raises:
+            FormatError: at a malformed one.
+        """
+        for number, value in enumerate(self.layer_objects):
+            yield Descriptor.from_json(value, f"the OCI manifest's layer {number}")
+
+    def rootfs(self) -> Descriptor:
+        """The descriptor of the PuzzleFS rootfs blob, found by its media type, not by its position.
+
+        Raises:
+            FormatError: if there is none, or more than one.
+        """
+        found = [
+            Descriptor.from_json(value, f"the OCI manifest's layer {number}")
+            for number, value in enumerate(self.layer_objects)
+            if as_object(value, f"the OCI manifest's layer {number}").get("mediaType") == media_types.ROOTFS
+        ]
+        if not found:
+            raise FormatError(
+                "the OCI manifest has no PuzzleFS rootfs among its layers", hint="it is another kind of image"
+            )
+        if len(found) > 1:
+            raise FormatError("the OCI manifest names more than one PuzzleFS rootfs")
+        return found[0]

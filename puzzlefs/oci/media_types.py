@@ -1,0 +1,22 @@
+"""Media types and annotation keys, as the image-spec and the PuzzleFS format name them.
+
+These strings are in images: changing one makes existing images unreadable.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+ROOTFS: Final = "application/vnd.puzzlefs.image.rootfs.v1"
+INODES: Final = "application/vnd.puzzlefs.image.inodes.v1"
+FILE_DATA: Final = "application/vnd.puzzlefs.image.filedata.v1"
+FILE_DATA_ZSTD: Final = FILE_DATA + "+zstd"
+MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+INDEX: Final = "application/vnd.oci.image.index.v1+json"
+EMPTY: Final = "application/vnd.oci.empty.v1+json"
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+"""Annotation of a descriptor in ``index.json``: the tag."""
+
+VERITY_ROOT_HASH: Final = "io.puzzlefsoci.puzzlefs.puzzlefs_verity_root_hash"
+"""Annotation of the rootfs descriptor: the fs-verity *file digest* of the blob (the key says root hash; it is not)."""
