@@ -1,0 +1,12 @@
+"""Wire versions 1, 2 and 3: bytes of metadata and rootfs blobs ⇄ the model.
+
+Ask ``rootfs_version`` what a rootfs blob is, ``codec_for`` for who speaks it. The codecs neither load pycapnp nor
+build objects that nobody asked for; ``puzzlefs.wire.reference`` decodes the same blobs with pycapnp and the schemas
+that are shipped, and tests hold the two against each other.
+"""
+
+from puzzlefs.wire.codec import VERSIONS, Codec, codec_for
+from puzzlefs.wire.contents import ChunkList
+from puzzlefs.wire.rootfs import WireRootfs, rootfs_version
+
+__all__ = ["VERSIONS", "ChunkList", "Codec", "WireRootfs", "codec_for", "rootfs_version"]
