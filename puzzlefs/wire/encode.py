@@ -262,7 +262,7 @@ def _put_additional(arena: Arena, segment: int, at: int, xattrs: Sequence[Xattr]
         xattrs = sorted(xattrs, key=lambda xattr: xattr.key)
     count = len(xattrs)
     words = [1 << 2 | records_shape(count, 0, 2), 0, records_tag(count, 0, 2)]
-    values = []
+    values: list[bytes] = []
     end = 3 + 2 * count
     for index, xattr in enumerate(xattrs):
         key_at = 3 + 2 * index

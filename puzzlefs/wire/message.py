@@ -91,8 +91,8 @@ class Message:
         header = count // 2 + 1
         if size < header << 3:
             raise FormatError(f"the message is truncated: {size} bytes are less than its list of segments")
-        starts = []
-        ends = []
+        starts: list[int] = []
+        ends: list[int] = []
         position = header
         for words in struct.unpack_from(f"<{count}I", raw, 4):
             starts.append(position)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import assert_never
 
 from puzzlefs.errors import FormatError
 from puzzlefs.model import (
@@ -195,7 +194,8 @@ class WireInodeTable:
                         mtime_ns -= 1 << 64
         ledger, fresh = self._ledger(index, _WHOLE)
         try:
-            target, xattrs = b"", ()
+            target = b""
+            xattrs: tuple[Xattr, ...] = ()
             if self._pointer_words > 1 and words[at + data_words + 1]:
                 target, xattrs = self._additional(at + data_words + 1, ledger)
             content = self._content(tag, index, ledger, target)
@@ -204,12 +204,9 @@ class WireInodeTable:
         return Inode(self._numbers[index], owner, group, permissions, content, xattrs, mtime_ns)
 
     def _content(self, tag: int, index: int, ledger: Ledger, target: bytes) -> Content:
-        if tag > _LAST_KIND:
-            raise FormatError(f"it is of an unknown kind: {tag}")
-        kind = Kind(tag)
         message = self._message
         segment, at = self._segment, self._pointers(index)
-        match kind:
+        match tag:
             case Kind.REGULAR:
                 records = self._chunk_records(at)
                 ledger.spend(records[2], "chunks")
@@ -235,7 +232,7 @@ class WireInodeTable:
             case Kind.UNKNOWN:
                 raise FormatError("it has no kind")
             case _:
-                assert_never(kind)
+                raise FormatError(f"it is of an unknown kind: {tag}")
 
     def _chunk_records(self, at: int) -> tuple[int, int, int, int, int]:
         if not self._pointer_words:
