@@ -21,7 +21,6 @@ import struct
 from hashlib import sha256
 
 from puzzlefs.digest import SHA256_SIZE, VerityDigest
-from puzzlefs.errors import StorageError
 
 BLOCK_SIZE = 4096
 """Bytes of a block of the file and of the tree. Part of the format: see the design note."""
@@ -42,9 +41,7 @@ _READ_SIZE = 1 << 20
 
 def _hash_whole_blocks(data: memoryview) -> bytes:
     """The hashes of the blocks of ``data``, whose length is a multiple of the block size, in their order."""
-    return b"".join(
-        [sha256(data[start : start + BLOCK_SIZE]).digest() for start in range(0, len(data), BLOCK_SIZE)]
-    )
+    return b"".join([sha256(data[start : start + BLOCK_SIZE]).digest() for start in range(0, len(data), BLOCK_SIZE)])
 
 
 def _hash_last_block(tail: bytes | bytearray | memoryview) -> bytes:
@@ -154,17 +151,12 @@ def verity_digest_of_file(fd: int) -> VerityDigest:
         The digest of the bytes that were read. Memory does not depend on the size of the file.
 
     Raises:
-        StorageError: if the file cannot be read.
+        OSError: as the host reports it.
     """
     hasher = VerityHasher()
     buffer = memoryview(bytearray(_READ_SIZE))
     offset = 0
-    try:
-        while count := os.preadv(fd, [buffer], offset):
-            hasher.update(buffer[:count])
-            offset += count
-    except OSError as error:
-        raise StorageError(
-            f"reading at byte {offset} failed: {error.strerror}", hint="check the disk that the file lies on"
-        ) from error
+    while count := os.preadv(fd, [buffer], offset):
+        hasher.update(buffer[:count])
+        offset += count
     return hasher.digest()

@@ -217,7 +217,7 @@ def explain(refusal: int, file_system: FileSystem, *, kernel_has_it: bool | None
     if kernel_has_it is False:
         return VerityUnavailableError(
             f"this kernel ({release}) was built without fs-verity",
-            hint="use one with CONFIG_FS_VERITY=y; most distributions' kernels have it",
+            hint="use one with CONFIG_FS_VERITY=y, as most distributions' are",
         )
     switch_on = _SWITCH_ON.get(file_system.kind, f"copy the image to {_GOOD_FILE_SYSTEMS}")
     switch_on = switch_on.format(source=file_system.source or "DEVICE")
