@@ -1,0 +1,177 @@
+"""The build itself: scan, stream, chunks, metadata, tag.
+
+The tag is moved last, after everything that the image consists of is on disk; whatever goes wrong before
+leaves the layout's older images as they were. The same tree gives the same bytes, from any path and with any
+number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+from puzzlefs.blobs import BlobWriter, Layout
+from puzzlefs.builder.chunks import FileStream
+from puzzlefs.builder.pipeline import ChunkPipeline
+from puzzlefs.builder.report import BuildReport, Progress
+from puzzlefs.builder.scan import scan
+from puzzlefs.builder.source import SourceTree
+from puzzlefs.builder.stream import StreamCutter, read_files
+from puzzlefs.chunking import ChunkerName
+from puzzlefs.chunking import chunker as make_chunker
+from puzzlefs.errors import InvalidArgumentError
+from puzzlefs.image import DEFAULT_VERSION, commit_image, dialect_of
+from puzzlefs.oci import ImageReference, parse_reference
+
+Timestamps = Literal["none", "keep", "clamp"]
+"""``none``: store no modification times, as the original does; ``keep``: store them; ``clamp``: none later
+than a bound."""
+
+VERSIONS: Final = (1, 2, 3)
+
+_MAX_WORKERS: Final = 8
+_INT64: Final = 1 << 63
+
+
+def build(
+    rootfs: Path | str,
+    reference: ImageReference | str,
+    *,
+    format_version: int = DEFAULT_VERSION,
+    compression: bool = False,
+    chunker: ChunkerName = "fastcdc2020",
+    timestamps: Timestamps = "none",
+    clamp_ns: int | None = None,
+    cross_mounts: bool = False,
+    check_existing: bool = False,
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> BuildReport:
+    """Build an image from a directory and give it a tag.
+
+    Args:
+        rootfs: the directory that becomes the image's root.
+        reference: ``OCI_DIR:TAG``: the layout, made if need be, and the tag, moved if it is there.
+        format_version: 1, 2 or 3.
+        compression: store chunks as zstd where that is smaller.
+        chunker: how the file stream is cut: ``fastcdc2020`` or ``ronomon``.
+        timestamps: whether modification times are stored: ``none``, ``keep`` or ``clamp``.
+        clamp_ns: for ``clamp``: the latest time to store, in nanoseconds since the epoch.
+        cross_mounts: look into what is mounted below ``rootfs``, too.
+        check_existing: hash blobs that the layout holds already before relying on them.
+        workers: threads that hash, compress and write; as many as there are CPUs, up to 8, if not given.
+        progress: called now and then, in the caller's thread.
+
+    Returns:
+        What was built, with the image's digest.
+
+    Raises:
+        InvalidArgumentError: for arguments that make no sense, a layout inside of ``rootfs``, a layout that
+            holds images of the other kind of format version.
+        NotFoundError: if ``rootfs`` does not exist.
+        SourceError: if something in ``rootfs`` cannot be read or changes meanwhile.
+        StorageError: if the layout cannot be written. Neither of the two leaves a tag or a part of a blob
+            behind.
+    """
+    started = time.monotonic()
+    if isinstance(reference, str):
+        reference = parse_reference(reference)
+    if format_version not in VERSIONS:
+        raise InvalidArgumentError(f"there is no format version {format_version}", hint="there are 1, 2 and 3")
+    if workers is not None and workers < 1:
+        raise InvalidArgumentError(f"{workers} workers cannot do anything", hint="ask for at least one")
+    mtime_of = _mtime_rule(timestamps, clamp_ns)
+    cutter_of = make_chunker(chunker)
+    report = progress or (lambda _: None)
+    stream = FileStream()
+    with SourceTree(Path(rootfs)) as tree:
+        _refuse_overlap(tree, reference.layout)
+        with (
+            Layout.open_or_create(reference.layout, dialect_of(format_version)) as layout,
+            BlobWriter(layout, check_existing=check_existing) as writer,
+        ):
+            found = scan(
+                tree,
+                stream,
+                mtime_of=mtime_of,
+                cross_mounts=cross_mounts,
+                progress=lambda inodes: report(Progress("scan", inodes, 0, 0)),
+            )
+            inodes, total = len(found.inodes), stream.size
+            with ChunkPipeline(
+                stream,
+                writer,
+                version=format_version,
+                compression=compression,
+                workers=workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS),
+                progress=lambda done: report(Progress("chunks", inodes, done, total)),
+            ) as pipeline:
+                read_files(tree, found.files, StreamCutter(cutter_of, pipeline))
+                pipeline.finish()
+            report(Progress("commit", inodes, total, total))
+            new_chunks = writer.new_blobs
+            digest = commit_image(
+                layout,
+                reference.tag,
+                version=format_version,
+                layers=[found.inodes],
+                chunks=stream.chunks,
+                verity=pipeline.verity,
+                writer=writer,
+            )
+    return BuildReport(
+        digest=digest,
+        inodes=inodes,
+        content_size=total,
+        chunks=len(pipeline.verity),
+        new_chunks=new_chunks,
+        stored_bytes=writer.stored_bytes,
+        seconds=time.monotonic() - started,
+        mount_points=tuple(found.mount_points),
+        has_pyc=found.has_pyc,
+    )
+
+
+def _mtime_rule(timestamps: Timestamps, clamp_ns: int | None) -> Callable[[int], int | None]:
+    match timestamps:
+        case "none":
+            return lambda _: None
+        case "keep":
+            return _to_int64
+        case "clamp" if clamp_ns is not None:
+            latest = clamp_ns
+            return lambda mtime_ns: _to_int64(min(mtime_ns, latest))
+        case "clamp":
+            raise InvalidArgumentError(
+                "timestamps can be clamped only with a time to clamp to", hint="set SOURCE_DATE_EPOCH (seconds)"
+            )
+        case unknown:
+            raise InvalidArgumentError(f"timestamps cannot be {unknown!r}", hint="say none, keep or clamp")
+
+
+def _to_int64(mtime_ns: int) -> int:
+    # The field ends in the year 2262; a file system may hold later times.
+    return max(-_INT64, min(_INT64 - 1, mtime_ns))
+
+
+def _refuse_overlap(tree: SourceTree, layout: Path) -> None:
+    """Refuse a layout inside of the tree, which would grow while it is built, and hold itself the next time.
+
+    Compared are devices and inode numbers of the directories above, so links and bind mounts do not hide it.
+    """
+    root = os.fstat(tree.fd)
+    for place in (layout, layout / "blobs" / "sha256"):
+        real = place.resolve()
+        for directory in (real, *real.parents):
+            try:
+                status = directory.stat()
+            except OSError:
+                continue
+            if (status.st_dev, status.st_ino) == (root.st_dev, root.st_ino):
+                raise InvalidArgumentError(
+                    f"{place} lies inside of {tree.root}, the tree to build from",
+                    hint="name an OCI directory outside of it",
+                )

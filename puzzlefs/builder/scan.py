@@ -1,0 +1,255 @@
+"""Host tree → inodes: who is there, in which order, and under which number.
+
+The order is that of ``format/README.md``: the root is 1; visiting a directory numbers all of its entries,
+sorted by their raw names, before any of its subdirectories is visited; subdirectories are visited depth
+first. Every entry takes a number, a further name of a hard link too, which keeps the number of the first and
+leaves its own unused. So numbers depend on names only, not on the order in which a file system lists them.
+
+Hard links are entries, other than directories, of one ``(st_dev, st_ino)``: on an overlay, inode numbers
+alone repeat. Only directories are compared with the root's ``st_dev``, since on an overlay files report other
+devices; a directory on another one is a mount point.
+
+Nothing is recursive, and a path is never handed to the kernel whole, so depth has no limit but memory. The
+content of regular files is read later; their places in the stream are given out here, in the order of the
+numbers.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from puzzlefs.builder.chunks import FileStream
+from puzzlefs.builder.source import SourceTree, join
+from puzzlefs.errors import SourceError
+from puzzlefs.model import (
+    ROOT_INO,
+    BlockDevice,
+    CharDevice,
+    Content,
+    Directory,
+    DirEntry,
+    Fifo,
+    Inode,
+    Socket,
+    Symlink,
+    Xattr,
+)
+
+_PERMISSIONS: Final = 0o7777
+_UNREADABLE_XATTR = {errno.ENODATA, errno.EACCES, errno.EPERM, errno.ENOTSUP}
+_identity = struct.Struct("<5Q")
+_U64: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A regular file that is not empty, and so has a place in the stream.
+
+    Attributes:
+        directory: path of its directory, relative to the root.
+        name: its name there.
+        identity: what ``identity_of`` said when it was met.
+        size: bytes.
+    """
+
+    directory: bytes
+    name: bytes
+    identity: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedTree:
+    """What a scan found.
+
+    Attributes:
+        inodes: every inode, sorted by number; those of regular files refer to parts of the stream that is
+            still to be read.
+        files: the files of the stream, in its order.
+        mount_points: paths of directories that were left empty because something else is mounted there.
+        has_pyc: whether there is a compiled Python module.
+    """
+
+    inodes: list[Inode]
+    files: list[SourceFile]
+    mount_points: list[bytes]
+    has_pyc: bool
+
+
+def identity_of(status: os.stat_result) -> bytes:
+    """What must stay the same while a file is read: device, inode, size, times of modification and change."""
+    return _identity.pack(
+        status.st_dev & _U64,
+        status.st_ino & _U64,
+        status.st_size,
+        status.st_mtime_ns & _U64,
+        status.st_ctime_ns & _U64,
+    )
+
+
+def scan(
+    tree: SourceTree,
+    stream: FileStream,
+    *,
+    mtime_of: Callable[[int], int | None],
+    cross_mounts: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> ScannedTree:
+    """Number and describe everything in ``tree``.
+
+    Args:
+        tree: where to look.
+        stream: gives out the places of regular files.
+        mtime_of: the timestamp to store for a modification time, both in nanoseconds since the epoch.
+        cross_mounts: whether to look into directories on which something else is mounted.
+        progress: called from time to time with the number of entries met.
+
+    Raises:
+        SourceError: if something cannot be read, or changes meanwhile; it names what.
+    """
+    return _Scan(tree, stream, mtime_of, cross_mounts, progress).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """A directory that is still to be visited: where, which one it must be, and where its inode is in the
+    list."""
+
+    path: bytes
+    device: int
+    host_ino: int
+    index: int
+
+
+class _Scan:
+    def __init__(
+        self,
+        tree: SourceTree,
+        stream: FileStream,
+        mtime_of: Callable[[int], int | None],
+        cross_mounts: bool,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._tree = tree
+        self._stream = stream
+        self._mtime_of = mtime_of
+        self._cross_mounts = cross_mounts
+        self._progress = progress
+        self._found = ScannedTree([], [], [], False)
+        self._linked: dict[tuple[int, int], int] = {}
+        self._next_ino = ROOT_INO
+        self._device = 0
+        self._has_pyc = False
+
+    def run(self) -> ScannedTree:
+        status = os.fstat(self._tree.fd)
+        self._device = status.st_dev
+        self._add(self._take_number(), status, Directory(()), self._xattrs(self._tree.fd, b""))
+        stack = [_Visit(b"", status.st_dev, status.st_ino, 0)]
+        while stack:
+            stack += reversed(self._visit(stack.pop()))
+            if self._progress is not None:
+                self._progress(self._next_ino - ROOT_INO)
+        return replace(self._found, has_pyc=self._has_pyc)
+
+    def _visit(self, visit: _Visit) -> list[_Visit]:
+        """Number the entries of a directory; returns its subdirectories."""
+        fd = self._tree.open_directory(visit.path)
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != (visit.device, visit.host_ino):
+                raise self._tree.changed(visit.path)
+            base = self._tree.base(fd, visit.path)
+            try:
+                names = sorted(os.listdir(base))
+            except OSError as error:
+                raise self._tree.failure("list", visit.path, error) from error
+            entries: list[DirEntry] = []
+            below: list[_Visit] = []
+            for name in names:
+                try:
+                    entries.append(DirEntry(self._number(fd, base, visit.path, name, below), name))
+                except OSError as error:
+                    raise self._tree.failure("read", join(visit.path, name), error) from error
+        finally:
+            os.close(fd)
+        inode = self._found.inodes[visit.index]
+        self._found.inodes[visit.index] = replace(inode, content=Directory(tuple(entries)))
+        return below
+
+    def _number(self, fd: int, base: bytes, directory: bytes, name: bytes, below: list[_Visit]) -> int:
+        """The inode number of an entry, which is described unless it is one more name of a known inode."""
+        ino = self._take_number()
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        mode = status.st_mode
+        if status.st_nlink > 1 and not stat.S_ISDIR(mode):
+            first = self._linked.setdefault((status.st_dev, status.st_ino), ino)
+            if first != ino:
+                return first
+        if stat.S_ISDIR(mode):
+            path = join(directory, name)
+            if status.st_dev == self._device or self._cross_mounts:
+                below.append(_Visit(path, status.st_dev, status.st_ino, len(self._found.inodes)))
+            else:
+                self._found.mount_points.append(path)
+        content = self._content(fd, directory, name, status)
+        self._add(ino, status, content, self._xattrs(base + b"/" + name, join(directory, name)))
+        return ino
+
+    def _content(self, fd: int, directory: bytes, name: bytes, status: os.stat_result) -> Content:
+        match stat.S_IFMT(status.st_mode):
+            case stat.S_IFREG:
+                self._has_pyc = self._has_pyc or name.endswith(b".pyc")
+                if status.st_size:
+                    self._found.files.append(SourceFile(directory, name, identity_of(status), status.st_size))
+                return self._stream.reserve(status.st_size)
+            case stat.S_IFDIR:
+                return Directory(())
+            case stat.S_IFLNK:
+                return Symlink(os.readlink(name, dir_fd=fd))
+            case stat.S_IFCHR:
+                return CharDevice(os.major(status.st_rdev), os.minor(status.st_rdev))
+            case stat.S_IFBLK:
+                return BlockDevice(os.major(status.st_rdev), os.minor(status.st_rdev))
+            case stat.S_IFIFO:
+                return Fifo()
+            case stat.S_IFSOCK:
+                return Socket()
+            case kind:
+                path = self._tree.shown(join(directory, name))
+                raise SourceError(f"{path} is of a kind that no image can hold (mode {kind:#o})")
+
+    def _add(self, ino: int, status: os.stat_result, content: Content, xattrs: tuple[Xattr, ...]) -> None:
+        permissions = status.st_mode & _PERMISSIONS
+        mtime_ns = self._mtime_of(status.st_mtime_ns)
+        self._found.inodes.append(Inode(ino, status.st_uid, status.st_gid, permissions, content, xattrs, mtime_ns))
+
+    def _xattrs(self, where: bytes | int, path: bytes) -> tuple[Xattr, ...]:
+        """Every extended attribute that may be read, sorted by key."""
+        follow = isinstance(where, int)
+        try:
+            keys = os.listxattr(where, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno in _UNREADABLE_XATTR:
+                return ()
+            raise self._tree.failure("list the xattrs of", path, error) from error
+        xattrs: list[Xattr] = []
+        for key in keys:
+            try:
+                xattrs.append(Xattr(os.fsencode(key), os.getxattr(where, key, follow_symlinks=follow)))
+            except OSError as error:
+                if error.errno not in _UNREADABLE_XATTR:
+                    raise self._tree.failure(f"read the xattr {key!r} of", path, error) from error
+        xattrs.sort(key=lambda xattr: xattr.key)
+        return tuple(xattrs)
+
+    def _take_number(self) -> int:
+        ino = self._next_ino
+        self._next_ino += 1
+        return ino
