@@ -1,0 +1,161 @@
+"""Running something in the background so that its beginning is seen in the foreground.
+
+``in_background(work)`` forks a daemon that calls ``work`` and returns when ``work`` says that it is ready. If
+``work`` fails before, its error comes out of ``in_background``, in the process that the user looks at, as if nothing
+had been forked.
+
+The daemon has a session of its own and no terminal, stands in ``/``, has ``/dev/null`` for standard streams, and has
+inherited no other descriptor but the pipe through which it reports. Must be called while the process has one thread.
+
+The report is one JSON object: ``{}`` for ready, or the fields of an error. No report at all means that the daemon died.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from puzzlefs import errors
+from puzzlefs.errors import MountError, PuzzlefsError
+
+_FIRST_FREE = 3
+_MAX_FD = 1 << 30
+
+log = logging.getLogger("puzzlefs.mount")
+
+
+def in_background(
+    work: Callable[[Callable[[], None]], None], *, on_failure: Callable[[], object] | None = None, debug: bool = False
+) -> None:
+    """Run ``work(ready)`` in a daemon; return when it has called ``ready()``.
+
+    Args:
+        work: what to do; it calls its argument once. If the foreground process is gone by then, that call raises, so
+        that
+            what was begun is taken back.
+        on_failure: called in the daemon if ``work`` fails before it is ready, after the error was reported.
+        debug: whether to show the daemon's traceback on stderr.
+
+    Raises:
+        PuzzlefsError: what ``work`` raised before it was ready; ``MountError`` if the daemon died without a word.
+        OSError: likewise.
+        RuntimeError: for anything else that ``work`` raised: a defect.
+    """
+    read_end, write_end = _pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _leave(work, on_failure, write_end)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        os.waitpid(child, 0)
+        report = pipe.read()
+    _raise_reported(report, debug)
+
+
+def _leave(work: Callable[[Callable[[], None]], None], on_failure: Callable[[], object] | None, pipe: int) -> NoReturn:
+    """The forked process: detach, work, and never return into the caller's stack."""
+    status = 1
+    try:
+        os.setsid()
+        if os.fork():  # whoever leads a session can get a terminal again; its child cannot
+            os._exit(0)
+        _detach(pipe)
+        status = _work(work, on_failure, pipe)
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _detach(pipe: int) -> None:
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(_FIRST_FREE):
+        os.dup2(null, fd)
+    os.closerange(_FIRST_FREE, pipe)
+    os.closerange(pipe + 1, _MAX_FD)
+
+
+def _work(work: Callable[[Callable[[], None]], None], on_failure: Callable[[], object] | None, pipe: int) -> int:
+    waiting = True
+
+    def ready() -> None:
+        nonlocal waiting
+        waiting = False
+        _report(pipe, {})
+
+    try:
+        work(ready)
+    except BaseException as error:
+        if not waiting:
+            log.critical("the server of the mount failed: %s", error, exc_info=not isinstance(error, PuzzlefsError))
+            return 1
+        log.error("%s", error)
+        _report(pipe, _fields(error))
+        if on_failure is not None:
+            on_failure()
+        return 1
+    if waiting:
+        os.close(pipe)  # ended without having been ready: somebody unmounted it at once
+    return 0
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose ends are not in the place of standard streams, should those be closed."""
+    ends = os.pipe()
+    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for end in ends]
+    for end in ends:
+        os.close(end)
+    return moved[0], moved[1]
+
+
+def _report(pipe: int, report: dict[str, str | int | None]) -> None:
+    try:
+        os.write(pipe, json.dumps(report).encode())
+    finally:
+        os.close(pipe)
+
+
+def _fields(error: BaseException) -> dict[str, str | int | None]:
+    fields: dict[str, str | int | None] = {
+        "kind": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    if isinstance(error, PuzzlefsError):
+        fields |= {"message": error.message, "hint": error.hint}
+    elif isinstance(error, OSError):
+        fields |= {"errno": error.errno, "message": error.strerror, "path": _text(error.filename)}
+    return fields
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else os.fsdecode(path) if isinstance(path, bytes) else str(path)
+
+
+def _raise_reported(report: bytes, debug: bool) -> None:
+    """Raise the error that a daemon reported, as the class that it was."""
+    if not report:
+        raise MountError(
+            "the server in the background ended before the mount was ready", hint="run it with -f to see why"
+        )
+    fields = json.loads(report)
+    if not fields:
+        return
+    if debug:
+        print(fields["traceback"], end="", file=sys.stderr)
+    if "hint" in fields:
+        kind = getattr(errors, fields["kind"], PuzzlefsError)
+        error: PuzzlefsError = kind.__new__(kind)
+        PuzzlefsError.__init__(error, fields["message"], hint=fields["hint"])
+        raise error
+    if "errno" in fields:
+        raise OSError(fields["errno"], fields["message"], fields["path"])
+    raise RuntimeError(f"{fields['kind']}: {fields['message']}")

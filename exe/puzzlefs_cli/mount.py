@@ -1,0 +1,159 @@
+"""``puzzlefs mount``: show an image as a file system."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from puzzlefs.oci import ImageReference
+from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
+from puzzlefs_cli.daemon import in_background
+from puzzlefs_cli.mount_log import LEVELS, level_from, log_in_background, log_to_stderr
+
+if TYPE_CHECKING:
+    from puzzlefs.mount import ReadinessFifo
+
+_DESCRIPTION = """\
+Mount an image, read-only. The command returns when the mount point answers; a server stays behind in the
+background until somebody unmounts. With -f the command itself serves, until unmounted or Ctrl-C.
+"""
+
+_EPILOG = """\
+mount options (-o): allow_other, default_permissions, ro, dev, nodev, suid, nosuid, exec, noexec,
+auto_unmount, fsname=NAME, subtype=NAME. rw, the words about access times and the general words of
+fstab(5) are accepted without effect.
+
+the log goes to stderr with -f, else to syslog where there is one, and to --log-file if it is given.
+
+examples:
+  puzzlefs mount images:debian /mnt
+  puzzlefs mount -d 9ac9abc0…dc2f5 -o dev,suid images:debian /mnt
+
+  mkfifo ready
+  puzzlefs mount -f -i ready images:debian /mnt &
+  test "$(head -c1 ready)" = s && ls /mnt
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "mount",
+        help="mount an image",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        usage="%(prog)s [-f] [-i FIFO] [-o OPT,OPT…] [-d HEX] [--verity auto|kernel|user] IMAGE MOUNTPOINT",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", nargs="+", metavar="IMAGE MOUNTPOINT", help=f"{IMAGE_HELP}; an existing directory")
+    parser.add_argument("-f", "--foreground", action="store_true", help="serve here instead of in the background")
+    parser.add_argument(
+        "-i", "--init", metavar="FIFO", help="write s into this FIFO when the mount is ready, f if it fails: -i ready"
+    )
+    parser.add_argument(
+        "-o", "--options", action="append", default=[], metavar="OPT,OPT…", help="mount options: -o dev,suid"
+    )
+    parser.add_argument(
+        "-d", "--digest", metavar="HEX", help="mount only if this is the image's digest, as build printed it"
+    )
+    parser.add_argument(
+        "--verity",
+        choices=("auto", "kernel", "user"),
+        default="auto",
+        help="with --digest: who checks what lies below, fs-verity in the kernel, this program, or (auto, the "
+        "default) the kernel where a file has fs-verity enabled: --verity kernel",
+    )
+    parser.add_argument("--log-file", metavar="FILE", help="in the background, append the log to this file")
+    parser.add_argument(
+        "--log-level",
+        choices=tuple(LEVELS),
+        help="how much to log: --log-level debug (default: the variable PUZZLEFS_LOG, else info)",
+    )
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What was asked for, with paths that stay right in another directory."""
+
+    image: ImageReference
+    mountpoint: Path
+    options: tuple[str, ...]
+    digest: str | None
+    verity: Literal["auto", "kernel", "user"]
+    log_level: int
+    log_file: Path | None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says."""
+    from puzzlefs.mount import ReadinessFifo  # noqa: PLC0415  other verbs should not pay for it
+
+    _, image, (mountpoint,) = words(args.words, [], ["MOUNTPOINT"])
+    fifo = ReadinessFifo(Path(args.init)) if args.init else None
+    request = _Request(
+        image=ImageReference(image.layout.absolute(), image.tag),
+        mountpoint=Path(mountpoint).absolute(),
+        options=tuple(args.options),
+        digest=args.digest,
+        verity=args.verity,
+        log_level=level_from(args.log_level),
+        log_file=Path(args.log_file).absolute() if args.log_file else None,
+    )
+    if args.foreground:
+        _in_foreground(request, fifo)
+    else:
+        in_background(
+            lambda ready: _in_daemon(request, fifo, ready),
+            on_failure=None if fifo is None else fifo.failed,
+            debug=args.debug,
+        )
+    return 0
+
+
+def _in_foreground(request: _Request, fifo: ReadinessFifo | None) -> None:
+    was_ready = False
+
+    def ready() -> None:
+        nonlocal was_ready
+        was_ready = True
+        _announce(fifo)
+
+    log_to_stderr(request.log_level)
+    try:
+        _serve(request, ready)
+    except BaseException:
+        if fifo is not None and not was_ready:
+            fifo.failed()
+        raise
+
+
+def _in_daemon(request: _Request, fifo: ReadinessFifo | None, report: Callable[[], None]) -> None:
+    def ready() -> None:
+        report()
+        _announce(fifo)
+
+    log_in_background(request.log_level, request.log_file)
+    _serve(request, ready)
+
+
+def _announce(fifo: ReadinessFifo | None) -> None:
+    # everything that is alive now stays so until the end: the collector need not look at it again
+    gc.collect()
+    gc.freeze()
+    if fifo is not None:
+        fifo.ready()
+
+
+def _serve(request: _Request, ready: Callable[[], None]) -> None:
+    from puzzlefs.image import open_image  # noqa: PLC0415
+    from puzzlefs.mount import mount, parse_options  # noqa: PLC0415
+
+    options = parse_options(request.options)
+    with open_image(request.image, digest=request.digest, verity=request.verity) as image:
+        mount(image, request.mountpoint, options, on_ready=ready)

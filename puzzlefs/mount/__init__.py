@@ -1,0 +1,20 @@
+"""An image as a mounted file system, through FUSE.
+
+``operations`` says what a request means, an *engine* speaks to the kernel, ``serve`` puts them together. Nothing here
+is imported from pyfuse3 or trio until something is mounted.
+"""
+
+from puzzlefs.mount.options import MountOptions, parse_options
+from puzzlefs.mount.readiness import ReadinessFifo
+from puzzlefs.mount.serve import ENGINES, EngineName, mount
+from puzzlefs.mount.unmount import unmount
+
+__all__ = [
+    "ENGINES",
+    "EngineName",
+    "MountOptions",
+    "ReadinessFifo",
+    "mount",
+    "parse_options",
+    "unmount",
+]

@@ -1,0 +1,68 @@
+"""The mounts of this process's namespace, from ``/proc/self/mountinfo`` (proc(5)).
+
+Asking the kernel's table never touches a mounted file system, so it answers even where ``stat`` on the mount point
+would hang or fail because the server behind it is dead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_MOUNTINFO: Final = Path("/proc/self/mountinfo")
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount.
+
+    Attributes:
+        mount_id: its number, unique while it is mounted.
+        device: ``major:minor`` of ``st_dev`` in it; a file system that is mounted again has another one.
+        point: where it is.
+        fs_type: file system type with the subtype, for example ``fuse.puzzlefs``.
+        source: what ``mount`` shows as the source.
+    """
+
+    mount_id: int
+    device: str
+    point: Path
+    fs_type: str
+    source: str
+
+
+def parse_mountinfo(data: bytes) -> list[Mount]:
+    """The mounts that the text of a mountinfo file lists, in its order: of several at one place, the last is on top."""
+    return [mount for line in data.splitlines() if (mount := _parse_line(line)) is not None]
+
+
+def mounted_at(point: Path) -> Mount | None:
+    """The mount that is on top at ``point`` (an absolute path without links), ``None`` if it is no mount point."""
+    found = None
+    for mount in parse_mountinfo(_MOUNTINFO.read_bytes()):
+        if mount.point == point:
+            found = mount
+    return found
+
+
+def _parse_line(line: bytes) -> Mount | None:
+    # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
+    before, separator, after = line.partition(b" - ")
+    fields, rest = before.split(b" "), after.split(b" ")
+    if not separator or len(fields) < 6 or len(rest) < 2:
+        return None
+    return Mount(
+        mount_id=int(fields[0]),
+        device=fields[2].decode("ascii"),
+        point=Path(os.fsdecode(_unescape(fields[4]))),
+        fs_type=os.fsdecode(rest[0]),
+        source=os.fsdecode(_unescape(rest[1])),
+    )
+
+
+def _unescape(field: bytes) -> bytes:
+    return _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field)

@@ -1,0 +1,343 @@
+"""The engine on pyfuse3 and trio: thin, and the only module that imports either.
+
+One trio loop serves all requests. What is in memory is answered on the loop, because handing a request to a thread
+costs more than most answers; a read that has to wait for the host goes to a thread, of which there are ``_THREADS``
+at most, and a few tasks more than that keep names and cached reads flowing meanwhile. Handlers raise ``FUSEError``
+and nothing else (any other exception would end the session), and every handler that would change something answers
+``EROFS``.
+
+pyfuse3 keeps its session in module variables, so a process serves one mount through it at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NoReturn, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FlagT, FUSEError, InodeT, ModeT, RequestContext
+
+from puzzlefs.errors import MountError, UnsupportedError
+from puzzlefs.mount.engine import FOREVER, Mounting, probe
+from puzzlefs.mount.errors import RequestError
+from puzzlefs.mount.mountinfo import mounted_at
+from puzzlefs.mount.operations import Operations
+from puzzlefs.vfs import Attributes, Entry
+
+log = logging.getLogger("puzzlefs.mount")
+_pyfuse3_log = logging.getLogger("pyfuse3")
+
+_THREADS: Final = 4
+_TASKS: Final = _THREADS + 2
+_MAX_CACHED_ENTRIES: Final = 8_192
+_BLOCK_SIZE: Final = 4_096
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_NOBODY_WAITS: Final = f"failed with {os.strerror(errno.ENOENT)}"
+
+_in_use = threading.Lock()
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Pyfuse3Engine:
+    """Serves a mount through libfuse."""
+
+    def serve(self, mounting: Mounting) -> None:
+        """See ``Engine.serve``."""
+        if not _in_use.acquire(blocking=False):
+            raise UnsupportedError(
+                "this process already serves a mount", hint="mount each image in a process of its own"
+            )
+        try:
+            _Session(mounting).run()
+        finally:
+            _in_use.release()
+
+
+class _Session:
+    """One mount from beginning to end."""
+
+    def __init__(self, mounting: Mounting) -> None:
+        self._mounting = mounting
+        self._failure: Exception | None = None
+
+    def run(self) -> None:
+        _pyfuse3_log.addFilter(_is_worth_logging)
+        point = self._mounting.mountpoint
+        handlers = _Handlers(self._mounting.operations)
+        _init(handlers, os.fspath(point), self._mounting.words)
+        mount = mounted_at(point)
+        try:
+            trio.run(self._main)
+        finally:
+            # closing by path would hit whatever took our place there, had somebody unmounted us lazily before
+            pyfuse3.close(unmount=mount is not None and mounted_at(point) == mount)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _main(self) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._watch_signals)
+            nursery.start_soon(self._announce)
+            try:
+                await pyfuse3.main(min_tasks=1, max_tasks=_TASKS)
+            except Exception as error:  # noqa: BLE001 - libfuse's errors come in groups of whatever class
+                self._fail(MountError(f"the session with the kernel broke: {_first(error)}"))
+            nursery.cancel_scope.cancel()
+
+    async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            task_status.started()  # Python delivers signals to the main thread only
+            return
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
+            task_status.started()
+            async for number in signals:
+                log.info("%s: unmounting %s", signal.Signals(number).name, self._mounting.mountpoint)
+                pyfuse3.terminate()
+
+    async def _announce(self) -> None:
+        try:
+            await trio.to_thread.run_sync(probe, self._mounting.mountpoint)
+            self._mounting.on_ready()
+        except Exception as error:  # noqa: BLE001 - a caller's on_ready may fail in any way
+            self._fail(error)
+            pyfuse3.terminate()
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is None:
+            self._failure = error
+
+
+class _Handlers(pyfuse3.Operations):
+    """The requests as pyfuse3 hands them over."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = True  # without it the kernel lets group members in and keeps granted users out
+
+    def __init__(self, operations: Operations) -> None:
+        super().__init__()
+        self._operations = operations
+        self._cached: dict[int, EntryAttributes] = {}
+        self._listings: dict[int, tuple[int, Sequence[Entry]]] = {}
+        self._last_handle = 0
+        self._threads = trio.CapacityLimiter(_THREADS)
+        self._absent = EntryAttributes()
+        self._absent.st_ino = InodeT(0)
+        self._absent.entry_timeout = FOREVER
+
+    # ---- names and attributes
+
+    async def lookup(self, parent_inode: InodeT, name: pyfuse3.FileNameT, ctx: RequestContext) -> EntryAttributes:
+        attributes = _answer(self._operations.lookup, parent_inode, name)
+        return self._absent if attributes is None else self._entry(attributes)
+
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return self._cached.get(inode) or self._entry(_answer(self._operations.getattr, inode))
+
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> pyfuse3.FileNameT:
+        return pyfuse3.FileNameT(_answer(self._operations.readlink, inode))
+
+    # ---- directories
+
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        self._last_handle += 1
+        self._listings[self._last_handle] = (inode, _answer(self._operations.entries, inode))
+        return FileHandleT(self._last_handle)
+
+    async def releasedir(self, fh: FileHandleT) -> None:
+        self._listings.pop(fh, None)
+
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        # an offset is the position in a listing that cannot change: 0 is ".", 1 is "..", then the entries
+        directory, entries = self._listings[fh]
+        reply = pyfuse3.readdir_reply
+        if start_id == 0 and not reply(token, _name(b"."), _bare(directory, stat.S_IFDIR), 1):
+            return
+        if start_id <= 1:
+            parent = self._operations.parent(directory)
+            if not reply(token, _name(b".."), _bare(parent, stat.S_IFDIR), 2):
+                return
+        for position in range(max(start_id - 2, 0), len(entries)):
+            entry = entries[position]
+            if not reply(token, _name(entry.name), self._listed(directory, entry), position + 3):
+                return
+
+    def _listed(self, directory: int, entry: Entry) -> EntryAttributes:
+        attributes = self._operations.entry_attributes(directory, entry)
+        if attributes is None:
+            # a mode without a type is what the kernel takes as "no attributes": it shows the name and asks again
+            return _bare(entry.ino or (1 << 64) - 1, 0)
+        return self._entry(attributes)
+
+    # ---- content
+
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        _answer(self._operations.open, inode, flags)
+        return FileInfo(fh=FileHandleT(inode), keep_cache=True)
+
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        plan = _answer(self._operations.plan, fh, off, size)
+        if self._operations.is_ready(plan):
+            return _answer(self._operations.fetch, fh, plan)
+        return await trio.to_thread.run_sync(_answer, self._operations.fetch, fh, plan, limiter=self._threads)
+
+    # ---- extended attributes
+
+    async def getxattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, ctx: RequestContext) -> bytes:
+        return _answer(self._operations.getxattr, inode, name)
+
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[pyfuse3.XAttrNameT]:
+        try:
+            names = self._operations.listxattr(inode, privileged=ctx.uid == 0)
+        except RequestError as error:
+            raise FUSEError(error.errno) from error
+        return [pyfuse3.XAttrNameT(name) for name in names]
+
+    # ---- the file system
+
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        totals = await trio.to_thread.run_sync(_answer, self._operations.totals, limiter=self._threads)
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = _BLOCK_SIZE
+        data.f_blocks = -(-totals.size // _BLOCK_SIZE)
+        data.f_files = totals.inodes
+        data.f_namemax = 255
+        return data
+
+    # ---- inside
+
+    def _entry(self, attributes: Attributes) -> EntryAttributes:
+        cached = self._cached.get(attributes.ino)
+        if cached is None:
+            cached = _entry_attributes(attributes)
+            self._cached[attributes.ino] = cached
+            if len(self._cached) > _MAX_CACHED_ENTRIES:
+                del self._cached[next(iter(self._cached))]
+        return cached
+
+
+async def _refuse(self: _Handlers, *arguments: object) -> NoReturn:
+    raise FUSEError(errno.EROFS)
+
+
+for _request in (
+    *("create", "mknod", "mkdir", "symlink", "link", "rename", "unlink", "rmdir"),
+    *("write", "setattr", "setxattr", "removexattr"),
+):
+    # nothing changes an image; the kernel stops most of these before they come here, and pyfuse3 would answer ENOSYS
+    setattr(_Handlers, _request, _refuse)
+
+
+def _answer(operation: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    try:
+        return operation(*arguments, **named)
+    except RequestError as error:
+        raise FUSEError(error.errno) from error
+
+
+def _entry_attributes(attributes: Attributes) -> EntryAttributes:
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(attributes.ino)
+    entry.entry_timeout = FOREVER
+    entry.attr_timeout = FOREVER
+    entry.st_mode = ModeT(attributes.mode)
+    entry.st_nlink = attributes.nlink
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_rdev = attributes.rdev
+    entry.st_size = attributes.size
+    entry.st_blocks = attributes.blocks
+    entry.st_blksize = _BLOCK_SIZE
+    entry.st_atime_ns = entry.st_ctime_ns = entry.st_mtime_ns = attributes.mtime_ns
+    return entry
+
+
+def _bare(ino: int, mode: int) -> EntryAttributes:
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(ino)
+    entry.st_mode = ModeT(mode)
+    return entry
+
+
+def _name(name: bytes) -> pyfuse3.FileNameT:
+    return pyfuse3.FileNameT(name)
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    # the kernel answers ENOENT to a reply that nobody waits for any more: the process was killed meanwhile
+    return not (record.levelno == logging.ERROR and record.getMessage().endswith(_NOBODY_WAITS))
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+# ---- mounting
+
+
+class _Word(str):
+    """A mount option that libfuse gets with the bytes that the path has: pyfuse3 would insist on ASCII."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return os.fsencode(str(self))
+
+
+def _init(handlers: pyfuse3.Operations, mountpoint: str, words: Sequence[str]) -> None:
+    with _captured_stderr() as said:
+        try:
+            pyfuse3.init(handlers, mountpoint, {_Word(word) for word in words})
+        except RuntimeError as error:
+            raise MountError(f"{mountpoint} cannot be mounted: {_reason(said()) or error}") from error
+    if text := _reason(said()):
+        log.warning("%s", text)
+
+
+def _reason(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Catch what libfuse and fusermount3 write to descriptor 2: it is the only place where they say what is wrong."""
+    sys.stderr.flush()
+    memory = os.memfd_create("libfuse-messages")
+    try:
+        saved = os.dup(2)
+    except OSError:
+        saved = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # whoever closed it does not want to hear from us
+    try:
+        os.dup2(memory, 2)
+        text = ""
+
+        def said() -> str:
+            nonlocal text
+            if not restored:
+                text = os.pread(memory, 1 << 16, 0).decode("utf-8", "replace")
+            return text
+
+        restored = False
+        try:
+            yield said
+        finally:
+            said()
+            restored = True
+            os.dup2(saved, 2)
+    finally:
+        os.close(saved)
+        os.close(memory)

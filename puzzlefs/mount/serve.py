@@ -1,0 +1,84 @@
+"""Mounting an image: the public face of this room."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from puzzlefs.errors import InvalidArgumentError, UnsupportedError
+from puzzlefs.image import Image, open_image
+from puzzlefs.mount.engine import Engine, Mounting, checked_mountpoint
+from puzzlefs.mount.operations import Operations
+from puzzlefs.mount.options import MountOptions, parse_options
+from puzzlefs.oci import ImageReference
+
+log = logging.getLogger("puzzlefs.mount")
+
+EngineName = Literal["pyfuse3"]
+"""Who speaks to the kernel."""
+
+ENGINES: Final[tuple[EngineName, ...]] = ("pyfuse3",)
+
+
+def mount(
+    image: Image | ImageReference | str,
+    mountpoint: str | Path,
+    options: MountOptions | Sequence[str] = (),
+    *,
+    on_ready: Callable[[], None] | None = None,
+    engine: EngineName = "pyfuse3",
+) -> None:
+    """Mount ``image`` at ``mountpoint`` and serve it until it is unmounted.
+
+    Blocks. In the main thread SIGINT, SIGTERM and SIGHUP unmount and make it return; in any other thread only an
+    unmount does. The mount is read-only, its content never changes, and no byte is served unverified. When it returns
+    or raises, nothing of it is left mounted. A process can serve one mount at a time.
+
+    Args:
+        image: an open image, which stays open; or the name of one, ``OCI_DIR:TAG``.
+        mountpoint: an existing directory.
+        options: parsed options, or texts as they follow ``-o``.
+        on_ready: called once, when the mount point has answered. It should not block; if it raises, the image is
+            unmounted and the exception comes out of ``mount``.
+        engine: who speaks to the kernel.
+
+    Raises:
+        NotFoundError: if the mount point does not exist.
+        PuzzlefsError: as ``open_image``, where ``image`` is a name.
+        InvalidArgumentError: for an option that is not known, an unknown engine, or a mount point that is no directory.
+        MountError: if the host refuses to mount, or the session with the kernel breaks.
+        UnsupportedError: if libfuse is missing, or this process serves a mount already.
+    """
+    if not isinstance(options, MountOptions):
+        options = parse_options(options)
+    server = _engine(engine)
+    point = checked_mountpoint(Path(mountpoint))
+    with contextlib.ExitStack() as stack:
+        if not isinstance(image, Image):
+            image = stack.enter_context(open_image(image))
+        reference = image.reference
+        words = options.libfuse_words(f"{reference.layout.absolute()}:{reference.tag}", as_root=os.geteuid() == 0)
+        log.info("Mounting %s", point)
+        server.serve(Mounting(Operations(image), point, tuple(words), on_ready or _nothing))
+        log.info("Unmounted %s", point)
+
+
+def _engine(name: str) -> Engine:
+    if name not in ENGINES:
+        raise InvalidArgumentError(f"there is no engine {name!r}", hint=f"there is: {', '.join(ENGINES)}")
+    try:
+        # here and not above, because it costs 130 ms that nobody should pay for `import puzzlefs`
+        from puzzlefs.mount.pyfuse3_engine import Pyfuse3Engine  # noqa: PLC0415
+    except ImportError as error:
+        raise UnsupportedError(
+            f"pyfuse3 cannot be loaded: {error}", hint="install libfuse3 (Debian: libfuse3-3 and fuse3)"
+        ) from error
+    return Pyfuse3Engine()
+
+
+def _nothing() -> None:
+    pass
