@@ -1,0 +1,158 @@
+"""``puzzlefs build``: make an image from a directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from puzzlefs.errors import InvalidArgumentError
+from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
+from puzzlefs_cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from puzzlefs.builder import BuildReport
+
+_EPILOG = """\
+The same tree always gives the same image and the same digest, from any path and on any machine. What the OCI
+directory holds already is not stored again. The digest that is printed is what `mount --digest` takes.
+
+examples:
+  puzzlefs build rootfs images:debian
+  puzzlefs build --compression --timestamps keep rootfs images debian
+  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) puzzlefs build --timestamps clamp rootfs images:app
+"""
+
+_NS = 10**9
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the verb's command line."""
+    parser = subparsers.add_parser(
+        "build",
+        help="make an image from a directory",
+        description="Make an image from a directory, and print the image's digest.",
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+        usage="puzzlefs build [OPTION...] ROOTFS IMAGE",
+    )
+    parser.add_argument("words", nargs="+", metavar="ROOTFS IMAGE", help=f"the directory to build from; {IMAGE_HELP}")
+    parser.add_argument(
+        "-c", "--compression", action="store_true", help="compress chunks with zstd where that makes them smaller"
+    )
+    parser.add_argument(
+        "--format-version",
+        type=int,
+        choices=(1, 2, 3),
+        default=3,
+        help="the format to write; 3, the default, is a valid OCI image, 1 and 2 are for older readers",
+    )
+    parser.add_argument(
+        "--chunker",
+        choices=("fastcdc2020", "ronomon"),
+        default="fastcdc2020",
+        help="how files are cut into chunks; images share chunks only if it was the same (default: fastcdc2020)",
+    )
+    parser.add_argument(
+        "--timestamps",
+        choices=("none", "keep", "clamp"),
+        default="none",
+        help="modification times: none (the default: everything shows 1970), keep, or clamp (keep, but none later "
+        "than the SOURCE_DATE_EPOCH of the environment, in seconds)",
+    )
+    parser.add_argument(
+        "--cross-mounts",
+        action="store_true",
+        help="include what is mounted below ROOTFS; otherwise mount points become empty directories",
+    )
+    parser.add_argument(
+        "--check-existing",
+        action="store_true",
+        help="read and check blobs that the OCI directory holds already, and replace damaged ones",
+    )
+    parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no remarks, only errors")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb."""
+    (rootfs,), reference, _ = words(args.words, ("ROOTFS",), ())
+    clamp_ns = _source_date_epoch() if args.timestamps == "clamp" else None
+
+    from puzzlefs.builder import build  # noqa: PLC0415  imported when it is needed: starting must be quick
+
+    # A build that is told to end removes what it did not finish, as it does on Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    with progress_bar(not args.quiet) as progress:
+        report = build(
+            rootfs,
+            reference,
+            format_version=args.format_version,
+            compression=args.compression,
+            chunker=args.chunker,
+            timestamps=args.timestamps,
+            clamp_ns=clamp_ns,
+            cross_mounts=args.cross_mounts,
+            check_existing=args.check_existing,
+            progress=progress,
+        )
+    if not args.quiet:
+        _remark(report, timestamps=args.timestamps)
+    if args.json:
+        print(json.dumps(_as_json(report)))
+    else:
+        print(f"puzzlefs image manifest digest: {report.digest}")
+    return 0
+
+
+def _source_date_epoch() -> int:
+    """The latest time to store, in nanoseconds (reproducible-builds.org/specs/source-date-epoch)."""
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if text is None:
+        raise InvalidArgumentError(
+            "--timestamps clamp needs SOURCE_DATE_EPOCH in the environment", hint="it is a number of seconds since 1970"
+        )
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidArgumentError(
+            f"SOURCE_DATE_EPOCH is {text!r}", hint="it must be a whole number of seconds since 1970"
+        )
+    return int(text) * _NS
+
+
+def _remark(report: BuildReport, *, timestamps: str) -> None:
+    from puzzlefs.builder.source import printable  # noqa: PLC0415
+
+    for path in report.mount_points:
+        print(
+            f"puzzlefs: /{printable(path)} is a mount point and becomes an empty directory; "
+            "--cross-mounts includes what is mounted there",
+            file=sys.stderr,
+        )
+    if report.has_pyc and timestamps == "none":
+        print(
+            "puzzlefs: the tree holds compiled Python modules, which load about three times slower without "
+            "modification times; --timestamps keep stores them",
+            file=sys.stderr,
+        )
+
+
+def _as_json(report: BuildReport) -> dict[str, object]:
+    return {
+        "digest": str(report.digest),
+        "inodes": report.inodes,
+        "bytes": report.content_size,
+        "chunks": report.chunks,
+        "new_chunks": report.new_chunks,
+        "stored_bytes": report.stored_bytes,
+        "seconds": round(report.seconds, 3),
+        "mount_points": ["/" + os.fsdecode(path) for path in report.mount_points],
+    }
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,50 @@
+"""A progress bar for builds, on stderr and only where that is a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from puzzlefs.builder import Progress
+
+_STAGES = {"scan": "looking around", "chunks": "storing", "commit": "writing to disk"}
+
+
+@contextlib.contextmanager
+def progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """Show how far a build is, with what this yields as its ``progress``; the bar is gone afterwards.
+
+    Args:
+        wanted: whether there is to be a bar; without, or where stderr is no terminal, ``None`` is yielded.
+    """
+    if not wanted or not sys.stderr.isatty():
+        yield None
+        return
+
+    from rich import progress as bars  # noqa: PLC0415  only a terminal needs it, and it takes a while to load
+    from rich.console import Console  # noqa: PLC0415
+
+    columns = (
+        bars.TextColumn("{task.description:<15}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(binary_units=True),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[inodes]} inodes"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(_STAGES["scan"], total=None, inodes=0)
+
+        def show(progress: Progress) -> None:
+            bar.update(
+                task,
+                description=_STAGES[progress.stage],
+                completed=progress.bytes_done,
+                total=progress.bytes_total or None,
+                inodes=progress.inodes,
+            )
+
+        yield show
