@@ -242,6 +242,7 @@ def remove_tree(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         print(debootstrapped_tree(cache_dir())[0])
     except DebootstrapUnavailableError as error:
