@@ -55,7 +55,8 @@ class UnsupportedVersionError(FormatError):
 
     def __init__(self, version: int) -> None:
         super().__init__(
-            f"format version {version} is not known", hint="versions 1, 2 and 3 can be read; a newer puzzlefs may help"
+            f"format version {version} is not known",
+            hint="versions 1, 2 and 3 can be read; a newer puzzlefs may help",
         )
         self.version = version
 
@@ -92,7 +93,8 @@ class TagNotFoundError(NotFoundError):
     def __init__(self, layout: str, tag: str, available: Sequence[str]) -> None:
         shown = ", ".join(available[:20]) + (", …" if len(available) > 20 else "")
         super().__init__(
-            f"{layout} has no tag {tag!r}", hint=f"its tags are: {shown}" if available else "it has no tags at all"
+            f"{layout} has no tag {tag!r}",
+            hint=f"its tags are: {shown}" if available else "it has no tags at all",
         )
         self.tag = tag
         self.available = tuple(available)

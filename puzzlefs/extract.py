@@ -2,8 +2,9 @@
 
 Safe whatever the image says: nothing is created outside of the target directory, because every name has been checked by
 ``vfs`` to be one component, each is created relative to a descriptor of its parent, never through a symbolic link, and
-only where nothing is yet (``O_EXCL``). Going back up goes through ``..`` and must arrive at the directory that was left.
-The whole tree is checked before the first file is made, so an image whose tree is malformed leaves nothing behind.
+only where nothing is yet (``O_EXCL``). Going back up goes through ``..`` and must arrive at the directory that was
+left. The whole tree is checked before the first file is made, so an image whose tree is malformed leaves nothing
+behind.
 
 One descriptor is open at a time besides the root's, however deep the tree is. A directory gets its attributes after its
 entries, so that default ACLs, read-only modes and times are those of the image. Not for several threads.

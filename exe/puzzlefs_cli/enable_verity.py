@@ -9,8 +9,9 @@ import json
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
 
 _EPILOG = """\
-The digest is compared with the manifest before any file is touched. From then on the kernel refuses every change of these
-files, and checks each page that is read. The file system needs the feature: mkfs.ext4 -O verity, or tune2fs -O verity.
+The digest is compared with the manifest before any file is touched. From then on the kernel refuses every change of
+these files, and checks each page that is read. The file system needs the feature: mkfs.ext4 -O verity, or tune2fs -O
+verity.
 
 example:
   puzzlefs enable-fs-verity images:debian "$digest"

@@ -249,7 +249,7 @@ def _read_document(path: Path, limit: int) -> bytes:
 
 
 def _replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path`` so that there is the old content or the new, at every moment and after a power cut."""
+    """Put ``data`` under ``path``: the old content or the new is there at every moment, also after a power cut."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
     try:
         with open(temporary, "wb") as file:

@@ -37,7 +37,7 @@ class BlobWriter:
     """
 
     def __init__(self, layout: Layout, *, check_existing: bool = False) -> None:
-        """A writer into ``layout``; with ``check_existing``, blobs that are there already are hashed before they count."""
+        """A writer into ``layout``; with ``check_existing``, blobs that are there are hashed before they count."""
         self._layout = layout
         self._check_existing = check_existing
         self._lock = threading.Lock()
