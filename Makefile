@@ -16,8 +16,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## build, mount and compare a real root file system (ROOTFS=dir: your own)
-	@scripts/setup.sh run
-	@$(BIN)/python scripts/demo.py
+	@started=$$EPOCHREALTIME; scripts/setup.sh run && DEMO_STARTED=$$started $(BIN)/python scripts/demo.py
 
 setup: ## .venv and the system packages that development needs
 	@scripts/setup.sh dev

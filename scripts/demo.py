@@ -6,7 +6,8 @@ runs and timed. Whatever happens, also on Ctrl-C and SIGTERM, nothing stays moun
 system stays on disk.
 
 Environment: ``ROOTFS=dir`` takes that tree; otherwise a debootstrapped one (``rootfs.py``), or the machine's own
-``/usr`` where debootstrap cannot run. ``KEEP=1`` leaves the image for further play.
+``/usr`` where debootstrap cannot run. ``KEEP=1`` leaves the image for further play. ``DEMO_STARTED`` (seconds since
+the epoch) is when ``make`` began, so that the summary can name the time that setting up took.
 """
 
 import fcntl
@@ -64,6 +65,10 @@ class Clock:
         yield
         self._steps.append((name, time.monotonic() - start))
 
+    def add(self, name: str, seconds: float) -> None:
+        """Notes a step that someone else did."""
+        self._steps.append((name, seconds))
+
     def summary(self) -> str:
         total = sum(seconds for _, seconds in self._steps)
         return "\n".join(f"  {seconds:8.2f} s  {name}" for name, seconds in [*self._steps, ("in all", total)])
@@ -74,6 +79,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGHUP, _end)
     clock = Clock()
+    if started := os.environ.get("DEMO_STARTED"):
+        clock.add("set up (system packages, .venv)", time.time() - float(started))
     try:
         _check_machine()
         cache = rootfs.cache_dir()
@@ -99,7 +106,10 @@ def demonstrate(source: Source, work: Path, clock: Clock) -> None:
     Raises:
         DemoError: A step failed, or the mount does not show what the source holds.
     """
-    image, mount = f"{work / 'oci'}:demo", work / "mnt"
+    # The commands run in the working folder, so that they read as short as a user would type them.
+    os.chdir(work)
+    print(f"\nWorking folder: {work}")
+    image, mount = "oci:demo", Path("mnt")
     mount.mkdir()
     with clock.step("build an image from it"):
         run(PUZZLEFS, "build", source.path, image)
@@ -263,6 +273,7 @@ def _workspace(cache: Path) -> Iterator[Path]:
             kept = work.rename(work.with_name("kept-" + work.name.removeprefix(_WORK_PREFIX)))
             print(f"\nThe image stays: {PUZZLEFS} mount {kept / 'oci'}:demo MOUNTPOINT")
         else:
+            os.chdir("/")
             rootfs.remove_tree(work)
         os.close(descriptor)
 
