@@ -10,11 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from disks import Disk, MakeDisk
 from machine import INSIDE, MachineUnavailableError, Outcome, inside_machine, run_in_machine
 
 HERE = Path(__file__).parent
@@ -93,72 +93,25 @@ def _results(config: pytest.Config) -> tuple[Mapping[str, Outcome], str]:
     return {node_id: Outcome(*fields) for node_id, fields in plain.items()}, console
 
 
-# ---- fixtures, used inside only
-
-MakeDisk = Callable[..., "Disk"]
-
-
-class Disk:
-    """A small ext4 file system on a loop device in the machine's memory."""
-
-    def __init__(self, directory: Path, *, verity: bool, size: int) -> None:
-        self.image = directory / "disk"
-        self.root = directory / "mounted"
-        directory.mkdir()
-        self.root.mkdir()
-        with self.image.open("wb") as file:
-            file.truncate(size)
-        features = "verity" if verity else "^verity"
-        # Small disks get smaller blocks by default, and kernels before 6.3 have fs-verity for whole pages
-        # only.
-        _run("mkfs.ext4", "-q", "-b", "4096", "-O", features, self.image)
-        self.device = ""
-        self.mount()
-
-    def mount(self, options: str = "rw") -> None:
-        _run("mount", "-t", "ext4", "-o", f"loop,{options}", self.image, self.root)
-        self.device = _run("findmnt", "-n", "-o", "SOURCE", self.root).strip()
-
-    def unmount(self) -> None:
-        _run("umount", self.root)
-
-    def close(self) -> None:
-        if self.root.is_mount():
-            self.unmount()
-        self.image.unlink()
-
-    def corrupt(self, old: bytes, new: bytes) -> None:
-        """Overwrites ``old``, which lies on the disk once, with ``new``, behind the file system's back."""
-        if len(old) != len(new):
-            raise ValueError("corruption keeps the length")
-        path = self.image
-        self.unmount()
-        data = path.read_bytes()
-        if data.count(old) != 1:
-            raise ValueError(f"found {data.count(old)} times on the disk")
-        with path.open("r+b") as file:
-            file.seek(data.index(old))
-            file.write(new)
-        self.mount()
-
-
-def _run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr}")
-    return done.stdout
-
-
-@pytest.fixture
-def make_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeDisk]:
-    """Makes disks, which go away with the test."""
+def _make_disks(factory: pytest.TempPathFactory) -> Iterator[MakeDisk]:
     disks: list[Disk] = []
 
     def make(*, verity: bool = True, size: int = 64 << 20) -> Disk:
-        directory = tmp_path_factory.mktemp("disk") / "ext4"
-        disks.append(Disk(directory, verity=verity, size=size))
+        disks.append(Disk(factory.mktemp("disk") / "ext4", verity=verity, size=size))
         return disks[-1]
 
     yield make
     for disk in reversed(disks):
         disk.close()
+
+
+@pytest.fixture
+def make_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeDisk]:
+    """Makes disks, which go away with the test."""
+    yield from _make_disks(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def make_module_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeDisk]:
+    """Makes disks, which go away with the module."""
+    yield from _make_disks(tmp_path_factory)

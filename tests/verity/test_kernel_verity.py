@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MakeDisk
+from disks import MakeDisk
 
 from puzzlefs.errors import IntegrityError, StorageError, VerityNotEnabledError, VerityUnavailableError
 from puzzlefs.verity import enable, find_measurement, measure, verity_digest
