@@ -27,6 +27,7 @@ from puzzlefs.model import ROOT_INO
 from puzzlefs.mount.error_log import ErrorLog, NameCache
 from puzzlefs.mount.errors import RequestError, errno_of
 from puzzlefs.vfs import Attributes, Entry, ReadPlan, Totals
+from puzzlefs.vfs.tree import MAX_NAME_LENGTH
 
 _MAX_RDEV: Final = 0xFFFF_FFFF  # struct fuse_attr.rdev is 32 bits wide, like the kernel's own dev_t
 _MAX_NLINK: Final = 0xFFFF_FFFF
@@ -49,8 +50,10 @@ class Operations:
         """The attributes of the entry ``name`` of a directory, ``None`` if it has no such entry.
 
         Raises:
-            RequestError: if the entry or the directory is malformed.
+            RequestError: if the entry or the directory is malformed; ``ENAMETOOLONG`` for a name that cannot be.
         """
+        if len(name) > MAX_NAME_LENGTH:
+            raise RequestError(errno.ENAMETOOLONG)  # the kernel lets a FUSE file system have 1,024 bytes
         try:
             try:
                 entry = self._tree.lookup(parent, name)

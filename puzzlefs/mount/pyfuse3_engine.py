@@ -11,6 +11,7 @@ pyfuse3 keeps its session in module variables, so a process serves one mount thr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -19,7 +20,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Final, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
@@ -42,6 +43,7 @@ _MAX_CACHED_ENTRIES: Final = 8_192
 _BLOCK_SIZE: Final = 4_096
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_FUSE_DEVICE: Final = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 _NOBODY_WAITS: Final = f"failed with {os.strerror(errno.ENOENT)}"
 
 _in_use = threading.Lock()
@@ -91,7 +93,7 @@ class _Session:
             await nursery.start(self._watch_signals)
             nursery.start_soon(self._announce)
             try:
-                await pyfuse3.main(min_tasks=1, max_tasks=_TASKS)
+                await _answer_requests()
             except Exception as error:  # noqa: BLE001 - libfuse's errors come in groups of whatever class
                 self._fail(MountError(f"the session with the kernel broke: {_first(error)}"))
             nursery.cancel_scope.cancel()
@@ -117,6 +119,23 @@ class _Session:
     def _fail(self, error: Exception) -> None:
         if self._failure is None:
             self._failure = error
+
+
+async def _answer_requests() -> None:
+    """Run pyfuse3's loop until the session ends.
+
+    The queue's descriptor does not block: between the moment when a request is announced and the one when it is read,
+    the process that made it may be killed, and the request is withdrawn. A read that waited for the next one would
+    stop this whole process. pyfuse3 does not expect "nothing there" and leaves its loop, which is then simply entered
+    again.
+    """
+    ended = False
+    while not ended:
+        try:
+            await pyfuse3.main(min_tasks=1, max_tasks=_TASKS)
+            ended = True
+        except* BlockingIOError:
+            log.debug("a request was withdrawn before it was read")
 
 
 class _Handlers(pyfuse3.Operations):
@@ -191,7 +210,7 @@ class _Handlers(pyfuse3.Operations):
         plan = _answer(self._operations.plan, fh, off, size)
         if self._operations.is_ready(plan):
             return _answer(self._operations.fetch, fh, plan)
-        return await trio.to_thread.run_sync(_answer, self._operations.fetch, fh, plan, limiter=self._threads)
+        return await self._in_thread(self._operations.fetch, fh, plan)
 
     # ---- extended attributes
 
@@ -208,7 +227,7 @@ class _Handlers(pyfuse3.Operations):
     # ---- the file system
 
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
-        totals = await trio.to_thread.run_sync(_answer, self._operations.totals, limiter=self._threads)
+        totals = await self._in_thread(self._operations.totals)
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = _BLOCK_SIZE
         data.f_blocks = -(-totals.size // _BLOCK_SIZE)
@@ -217,6 +236,13 @@ class _Handlers(pyfuse3.Operations):
         return data
 
     # ---- inside
+
+    async def _in_thread(self, operation: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        # shielded: a request must be answered even if pyfuse3's loop is left meanwhile, or its process hangs
+        call = partial(_answer, operation, *arguments, **named)
+        with trio.CancelScope(shield=True):
+            result = await trio.to_thread.run_sync(call, limiter=self._threads)
+        return result  # noqa: RET504  (a scope may swallow exceptions, as far as mypy knows)
 
     def _entry(self, attributes: Attributes) -> EntryAttributes:
         cached = self._cached.get(attributes.ino)
@@ -299,20 +325,33 @@ class _Word(str):
 
 
 def _init(handlers: pyfuse3.Operations, mountpoint: str, words: Sequence[str]) -> None:
+    before = _queue_descriptors()
     with _captured_stderr() as said:
         try:
             pyfuse3.init(handlers, mountpoint, {_Word(word) for word in words})
         except RuntimeError as error:
             raise MountError(f"{mountpoint} cannot be mounted: {_reason(said()) or error}") from error
+    for fd in _queue_descriptors() - before:
+        os.set_blocking(fd, False)
     if text := _reason(said()):
         log.warning("%s", text)
+
+
+def _queue_descriptors() -> set[int]:
+    """The descriptors of this process that are queues of FUSE requests; pyfuse3 does not say which one is its own."""
+    found: set[int] = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
+            if os.fstat(int(name)).st_rdev == _FUSE_DEVICE:
+                found.add(int(name))
+    return found
 
 
 def _reason(text: str) -> str:
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-@contextmanager
+@contextlib.contextmanager
 def _captured_stderr() -> Iterator[Callable[[], str]]:
     """Catch what libfuse and fusermount3 write to descriptor 2: it is the only place where they say what is wrong."""
     sys.stderr.flush()
