@@ -1,4 +1,8 @@
-"""The few things this room needs from the host that Python's ``os`` does not offer, and its I/O errors as ours."""
+"""The few things this room needs from the host that Python's ``os`` does not offer, and its I/O errors as ours.
+
+Everything in a layout may have been put there to hurt, so files are opened without waiting (a FIFO), without following
+where that is not wanted, and count only if they are regular; reading has a bound, also where a file grows meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Iterator
+from typing import Final
 
-from puzzlefs.errors import StorageError
+from puzzlefs.errors import FormatError, StorageError
 
 _HINTS = {
     errno.ENOSPC: "free some space there and run the command again",
@@ -18,6 +24,8 @@ _HINTS = {
     errno.EROFS: "the file system there is mounted read-only",
     errno.EIO: "the medium may be failing: see the kernel's log",
 }
+
+_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,3 +49,51 @@ def storage_errors(action: str, path: object) -> Iterator[None]:
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "")
         raise StorageError(f"cannot {action} {path}: {error.strerror or error}", hint=hint) from error
+
+
+def open_regular(
+    path: str | os.PathLike[str], what: str, *, dir_fd: int | None = None, follow_symlinks: bool = True
+) -> int:
+    """A read-only descriptor of a regular file, which the caller closes.
+
+    Args:
+        path: the file.
+        what: what to call it in messages.
+        dir_fd: what a relative ``path`` is relative to.
+        follow_symlinks: whether ``path`` may be a symbolic link.
+
+    Raises:
+        FormatError: if it is something else.
+        OSError: if the host cannot open it.
+    """
+    try:
+        fd = os.open(path, _READ_FLAGS | (0 if follow_symlinks else os.O_NOFOLLOW), dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FormatError(f"{what} is a symbolic link, which it must not be") from error
+        if error.errno == errno.ENXIO:  # a socket
+            raise FormatError(f"{what} is not a regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FormatError(f"{what} is not a regular file")
+    return fd
+
+
+def read_bounded(fd: int, what: str, limit: int) -> bytes:
+    """Everything in an open file.
+
+    Raises:
+        FormatError: if that is more than ``limit`` bytes.
+        OSError: if the host cannot read it.
+    """
+    size = os.fstat(fd).st_size
+    parts: list[bytes] = []
+    total = 0
+    while size <= limit and (part := os.read(fd, size + 1)):  # once, but for files that change, and huge ones
+        parts.append(part)
+        total += len(part)
+        size = max(size, total)
+    if size > limit:
+        raise FormatError(f"{what} has {size} bytes, more than the {limit} that are allowed")
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -14,6 +14,7 @@ A ``Layout`` keeps ``blobs/sha256`` open, so a mount survives that its image is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from puzzlefs.blobs.host import storage_errors, sync_file_system
+from puzzlefs.blobs.host import open_regular, read_bounded, storage_errors, sync_file_system
 from puzzlefs.digest import Digest
 from puzzlefs.errors import BlobNotFoundError, FormatError, InvalidArgumentError, NotFoundError
 from puzzlefs.oci import Dialect, Index
@@ -38,7 +39,7 @@ _MARKER = "oci-layout"
 _MARKER_KEY = "imageLayoutVersion"
 _INDEX = "index.json"
 _MAX_MARKER_SIZE = 64 << 10
-_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 class Layout:
@@ -61,24 +62,25 @@ class Layout:
             FormatError: if it says it is a layout but is not one that we know.
             StorageError: if it cannot be read.
         """
-        if not path.is_dir():
-            raise NotFoundError(f"{path} is not a directory", hint="the first word of an image is its OCI directory")
-        try:
-            marker = _read_document(path / _MARKER, _MAX_MARKER_SIZE)
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{path} is not an image layout: it has no {_MARKER} file") from error
+        with storage_errors("open the image layout", path):
+            if not path.is_dir():
+                raise NotFoundError(f"{path} is not a directory", hint="an image is named OCI_DIR:TAG")
+        marker = _read_document(path / _MARKER, _MAX_MARKER_SIZE)
+        if marker is None:
+            raise NotFoundError(f"{path} is not an image layout: it has no {_MARKER} file")
         version = parse_object(marker, f"{path / _MARKER}").get(_MARKER_KEY)
         try:
             dialect = Dialect(version)
         except ValueError as error:
-            raise FormatError(f"{path}: image layout version {version!r} is not known") from error
+            raise FormatError(f"{path}: image layout version {repr(version)[:80]} is not known") from error
         blobs = path / "blobs" / "sha256"
-        try:
-            blobs_fd = os.open(blobs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise FormatError(f"{path} is not an image layout: it has no directory blobs/sha256") from error
-        except OSError as error:
-            raise FormatError(f"{path} is not an image layout: blobs/sha256: {error.strerror}") from error
+        with storage_errors("open", blobs):
+            try:
+                blobs_fd = os.open(blobs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno not in _NO_DIRECTORY:
+                    raise
+                raise FormatError(f"{path} is not an image layout: it has no directory blobs/sha256") from error
         return cls(path, dialect, blobs_fd)
 
     @classmethod
@@ -92,23 +94,13 @@ class Layout:
             StorageError: if it cannot be made.
         """
         with storage_errors("create the image layout", path):
-            path.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
-            if not (path / _MARKER).exists():
-                foreign = {name for name in os.listdir(path) if not name.startswith(TEMPORARY_PREFIX)} - {
-                    "blobs",
-                    _INDEX,
-                }
-                if foreign:
-                    raise InvalidArgumentError(
-                        f"{path} is neither empty nor an image layout: it holds {min(foreign)!r}",
-                        hint="name an empty or a new directory",
-                    )
-                with storage_errors("create the image layout", path):
-                    (path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
-                    if not (path / _INDEX).exists():
-                        _replace_file(path / _INDEX, Index(dialect).encode())
-                    _replace_file(path / _MARKER, encode({_MARKER_KEY: dialect.value}))
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise InvalidArgumentError(f"cannot create {path}: a file is in the way") from error
+            with _locked(path):
+                if not (path / _MARKER).exists():
+                    _create(path, dialect)
         layout = cls.open(path)
         if layout.dialect is not dialect:
             layout.close()
@@ -153,17 +145,11 @@ class Layout:
             OSError: if the host cannot open it.
         """
         try:
-            fd = os.open(digest.hex(), _READ_FLAGS, dir_fd=self._blobs_fd)
+            return open_regular(
+                digest.hex(), f"blob {self.blob_path(digest)}", dir_fd=self._blobs_fd, follow_symlinks=False
+            )
         except FileNotFoundError as error:
             raise BlobNotFoundError(digest.hex(), str(self.blob_path(digest))) from error
-        except OSError as error:
-            if stat.S_ISLNK(os.lstat(digest.hex(), dir_fd=self._blobs_fd).st_mode):
-                raise FormatError(f"blob {digest.oci} is a symbolic link, which a layout must not hold") from error
-            raise
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise FormatError(f"blob {digest.oci} is not a regular file")
-        return fd
 
     def blob_size(self, digest: Digest) -> int | None:
         """The size in bytes of the file that has the blob's name, ``None`` if there is none."""
@@ -183,10 +169,9 @@ class Layout:
             NotFoundError: if it is missing.
         """
         path = self.path / _INDEX
-        try:
-            data = _read_document(path, MAX_INDEX_SIZE)
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{self.path} is not an image layout: it has no {_INDEX}") from error
+        data = _read_document(path, MAX_INDEX_SIZE)
+        if data is None:
+            raise NotFoundError(f"{self.path} is not an image layout: it has no {_INDEX} file")
         index = Index.parse(data, str(path))
         if index.dialect is not self.dialect:
             raise FormatError(f"{path} is not what {_MARKER} beside it says: its schemaVersion does not fit")
@@ -212,6 +197,25 @@ class Layout:
 _VERSIONS = {Dialect.OCI: "version 3", Dialect.PUZZLEFS_DEV: "versions 1 and 2"}
 
 
+def _create(path: Path, dialect: Dialect) -> None:
+    """Make an empty layout of a directory that holds nothing else, but for what an interrupted attempt left."""
+    foreign = {name for name in os.listdir(path) if not name.startswith(TEMPORARY_PREFIX)} - {"blobs", _INDEX}
+    if foreign:
+        raise InvalidArgumentError(
+            f"{path} is neither empty nor an image layout: it holds {min(foreign)!r}",
+            hint="name an empty or a new directory",
+        )
+    index = _read_document(path / _INDEX, MAX_INDEX_SIZE)
+    if index is not None and Index.parse(index, str(path / _INDEX)).manifests:
+        raise InvalidArgumentError(
+            f"{path} has an {_INDEX} that names images, but no {_MARKER} file",
+            hint=f"restore {_MARKER}, or name another directory",
+        )
+    (path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+    _replace_file(path / _INDEX, Index(dialect).encode())
+    _replace_file(path / _MARKER, encode({_MARKER_KEY: dialect.value}))
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with storage_errors("lock", path):
@@ -224,35 +228,30 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _read_document(path: Path, limit: int) -> bytes:
-    """The content of a small file.
+def _read_document(path: Path, limit: int) -> bytes | None:
+    """The content of a small file, ``None`` if it is not there.
 
     Raises:
-        FileNotFoundError: if it is not there.
         FormatError: if it is larger than ``limit`` bytes, or not a regular file.
         StorageError: if it cannot be read.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        with storage_errors("read", path):
-            raise error
-    with open(fd, "rb") as file, storage_errors("read", path):
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FormatError(f"{path} is not a regular file")
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise FormatError(f"{path} is larger than {limit} bytes")
-    return data
+    with storage_errors("read", path):
+        try:
+            fd = open_regular(path, str(path))
+        except FileNotFoundError:
+            return None
+        try:
+            return read_bounded(fd, str(path), limit)
+        finally:
+            os.close(fd)
 
 
 def _replace_file(path: Path, data: bytes) -> None:
     """Put ``data`` under ``path``: the old content or the new is there at every moment, also after a power cut."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # left by a process that was killed
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

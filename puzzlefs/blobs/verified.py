@@ -9,10 +9,13 @@
 * *auto*: *kernel* where the file has fs-verity enabled and a digest is recorded, else *user*.
 
 The bytes that are hashed are the bytes that are returned: a blob is read into memory, hashed there and served from
-there, so replacing or changing the file meanwhile changes nothing. Blobs too large for that (no known writer makes
-such chunks) are hashed once and read in pieces, as long as the file's identity and change time stay what they were.
+there, so replacing or changing the file meanwhile changes nothing. Raw blobs too large for that (no known writer makes
+such chunks) are hashed once as a whole and block by block in the same pass; later each block that is read must have the
+hash that it had then.
 
-Thread safe. The cache is bounded in bytes, whatever an image says.
+Thread safe. Memory is bounded, whatever an image says: caches by bytes, contents by their size. So is time: a chunk of
+a few bytes can stand for megabytes, and a file can consist of thousands of those, so a caller who reads for somebody
+else passes a ``LoadBudget``.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import os
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from puzzlefs.blobs.host import storage_errors
+from puzzlefs.blobs.host import read_bounded, storage_errors
 from puzzlefs.blobs.layout import Layout
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
@@ -36,12 +39,36 @@ VerityMode = Literal["auto", "kernel", "user"]
 MAX_CHUNK_CONTENT: Final = 64 << 20
 """Bytes of the largest content that a compressed chunk may have; the builders' chunks have at most 256 KiB."""
 
-_CACHE_SIZE: Final = 16 << 20
-_IN_MEMORY_SIZE: Final = 4 << 20
-_MAX_IDENTITIES: Final = 4096
-_COPY_SIZE: Final = 1 << 20
+MAX_RAW_SIZE: Final = 1 << 30
+"""Bytes of the largest chunk that is stored raw."""
 
-_Identity = tuple[int, int, int, int, int]
+_CACHE_SIZE: Final = 16 << 20
+_ITEM_SIZE: Final = 256
+"""About what a cached item takes besides its bytes."""
+_IN_MEMORY_SIZE: Final = 4 << 20
+_BLOCK_SIZE: Final = 1 << 20
+_MAX_BLOCKS: Final = 1 << 14
+_UNBOUNDED: Final = 1 << 62
+
+
+class LoadBudget:
+    """How many bytes of chunks one request may still load. For one thread."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, size: int) -> None:
+        """A budget of ``size`` bytes."""
+        self._left = size
+
+    def spend(self, size: int) -> None:
+        """Take note that ``size`` bytes have been loaded.
+
+        Raises:
+            FormatError: if that is more than was left.
+        """
+        self._left -= size
+        if self._left < 0:
+            raise FormatError("the parts of a file are absurdly small compared with the chunks that they are in")
 
 
 class BlobVerifier:
@@ -105,8 +132,9 @@ class VerifiedBlobs:
     def __init__(self, layout: Layout, verifier: BlobVerifier) -> None:
         self._layout = layout
         self._verifier = verifier
-        self._contents: WeightedLru[Digest, bytes] = WeightedLru(_CACHE_SIZE)
-        self._identities: WeightedLru[Digest, _Identity] = WeightedLru(_MAX_IDENTITIES)
+        # With each content, whether it was decompressed: nothing forbids an image to use a blob both ways.
+        self._contents: WeightedLru[Digest, tuple[bool, bytes]] = WeightedLru(_CACHE_SIZE)
+        self._blocks: WeightedLru[Digest, tuple[bytes, ...]] = WeightedLru(_MAX_BLOCKS)
 
     def read(self, digest: Digest, *, limit: int, expected: VerityDigest | None = None) -> bytes:
         """The stored bytes of a blob, whole.
@@ -125,20 +153,19 @@ class VerifiedBlobs:
         with storage_errors("read", self._layout.blob_path(digest)):
             fd = self._layout.open_blob(digest)
             try:
-                size = os.fstat(fd).st_size
-                if size > limit:
-                    raise FormatError(f"blob {digest.oci} has {size} bytes, more than the {limit} that are allowed")
                 vouched = self._verifier.vouched_by_kernel(
                     fd, self._subject(digest), expected or self._verifier.recorded(digest)
                 )
-                data = _read_all(fd, size)
+                data = read_bounded(fd, self._subject(digest), limit)
             finally:
                 os.close(fd)
         if not vouched:
             self._compare(digest, Digest.of(data))
         return data
 
-    def read_chunk(self, digest: Digest, compressed: bool, offset: int, length: int) -> bytes:
+    def read_chunk(
+        self, digest: Digest, compressed: bool, offset: int, length: int, budget: LoadBudget | None = None
+    ) -> bytes:
         """A part of a chunk's uncompressed content.
 
         Args:
@@ -146,24 +173,30 @@ class VerifiedBlobs:
             compressed: whether it is zstd.
             offset: where the part begins, in bytes of the uncompressed content.
             length: how many bytes it has.
+            budget: pays for what has to be loaded.
 
         Raises:
             BlobNotFoundError: if the blob is missing.
-            FormatError: if the chunk is shorter than the part, or malformed.
+            FormatError: if the chunk is shorter than the part, or malformed, or the budget is used up.
             IntegrityError: if the blob is not what its name says.
             StorageError: if the host cannot read it.
         """
-        content = self._contents.get(digest)
-        if content is None:
-            content = self._load(digest, compressed)
-            if content is None:
-                return self._read_in_place(digest, offset, length)
+        cached = self._contents.get(digest)
+        if cached is not None and cached[0] == compressed:
+            content = cached[1]
+        else:
+            loaded = self._load(digest, compressed)
+            if loaded is None:
+                return self._read_in_place(digest, offset, length, budget or LoadBudget(_UNBOUNDED))
+            content = loaded
+            if budget is not None:
+                budget.spend(len(content))
         if offset + length > len(content):
             raise _too_short(digest, len(content), offset + length)
         return content[offset : offset + length]
 
     def is_cached(self, digest: Digest) -> bool:
-        """Whether ``read_chunk`` of this blob would need no I/O now."""
+        """Whether ``read_chunk`` of this blob would need no I/O now (if it is read as zstd or raw as before)."""
         return digest in self._contents
 
     @property
@@ -182,36 +215,55 @@ class VerifiedBlobs:
         content = self.read(digest, limit=MAX_CHUNK_CONTENT)
         if compressed:
             content = decompress_chunk(content, limit=MAX_CHUNK_CONTENT)
-        self._contents.put(digest, content, len(content))
+        self._contents.put(digest, (compressed, content), len(content) + _ITEM_SIZE)
         return content
 
-    def _read_in_place(self, digest: Digest, offset: int, length: int) -> bytes:
+    def _read_in_place(self, digest: Digest, offset: int, length: int, budget: LoadBudget) -> bytes:
+        subject = self._subject(digest)
         with storage_errors("read", self._layout.blob_path(digest)):
             fd = self._layout.open_blob(digest)
             try:
-                status = os.fstat(fd)
-                if offset + length > status.st_size:
-                    raise _too_short(digest, status.st_size, offset + length)
-                recorded = self._verifier.recorded(digest)
-                if not self._verifier.vouched_by_kernel(fd, self._subject(digest), recorded):
-                    self._hash_once(fd, digest, _identity(status))
-                data = os.pread(fd, length, offset)
-                if _identity(os.fstat(fd)) != _identity(status) or len(data) != length:
-                    raise IntegrityError(self._subject(digest), expected=digest.hex(), actual="a file that changes")
+                size = os.fstat(fd).st_size
+                if size > MAX_RAW_SIZE:
+                    raise FormatError(f"{subject} has {size} bytes, more than the {MAX_RAW_SIZE} that are allowed")
+                if self._verifier.vouched_by_kernel(fd, subject, self._verifier.recorded(digest)):
+                    data = os.pread(fd, length, offset)
+                else:
+                    data = self._read_blocks(fd, digest, offset, length, budget)
+                if len(data) != length:
+                    raise _too_short(digest, size, offset + length)
                 return data
             finally:
                 os.close(fd)
 
-    def _hash_once(self, fd: int, digest: Digest, identity: _Identity) -> None:
-        if self._identities.get(digest) == identity:
-            return
-        hasher = hashlib.sha256()
-        offset = 0
-        while block := os.pread(fd, _COPY_SIZE, offset):
-            hasher.update(block)
-            offset += len(block)
-        self._compare(digest, Digest(hasher.digest()))
-        self._identities.put(digest, identity, 1)
+    def _read_blocks(self, fd: int, digest: Digest, offset: int, length: int, budget: LoadBudget) -> bytes:
+        known = self._blocks.get(digest)
+        if known is None:
+            known = self._hash_blocks(fd, digest)
+            self._blocks.put(digest, known, len(known))
+            budget.spend(len(known) * _BLOCK_SIZE)
+        first = offset // _BLOCK_SIZE
+        blocks: list[bytes] = []
+        for number in range(first, min(-(-(offset + length) // _BLOCK_SIZE), len(known))):
+            block = os.pread(fd, _BLOCK_SIZE, number * _BLOCK_SIZE)
+            if hashlib.sha256(block).digest() != known[number]:
+                raise IntegrityError(self._subject(digest), expected=digest.hex(), actual="a file that changes")
+            blocks.append(block)
+        budget.spend(len(blocks) * _BLOCK_SIZE)
+        start = offset - first * _BLOCK_SIZE
+        return b"".join(blocks)[start : start + length]
+
+    def _hash_blocks(self, fd: int, digest: Digest) -> tuple[bytes, ...]:
+        whole = hashlib.sha256()
+        blocks: list[bytes] = []
+        while len(blocks) * _BLOCK_SIZE <= MAX_RAW_SIZE:
+            block = os.pread(fd, _BLOCK_SIZE, len(blocks) * _BLOCK_SIZE)
+            whole.update(block)
+            blocks.append(hashlib.sha256(block).digest())
+            if len(block) < _BLOCK_SIZE:
+                break
+        self._compare(digest, Digest(whole.digest()))
+        return tuple(blocks)
 
     def _compare(self, digest: Digest, actual: Digest) -> None:
         if actual != digest:
@@ -226,21 +278,5 @@ class VerifiedBlobs:
         return f"blob {self._layout.blob_path(digest)}"
 
 
-def _identity(status: os.stat_result) -> _Identity:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _read_all(fd: int, size: int) -> bytes:
-    data = os.read(fd, size + 1)
-    if len(data) == size:
-        return data
-    parts = [data]
-    while block := os.read(fd, _COPY_SIZE):
-        parts.append(block)
-        if sum(map(len, parts)) > size:
-            break  # it grew: the digest will not fit
-    return b"".join(parts)
-
-
 def _too_short(digest: Digest, size: int, needed: int) -> FormatError:
-    return FormatError(f"chunk {digest.oci} has {size} bytes, but a file refers to {needed}")
+    return FormatError(f"chunk {digest.oci} has {size} bytes, but a file uses it up to byte {needed}")

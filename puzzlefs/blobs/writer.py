@@ -23,7 +23,7 @@ from typing import Self
 from puzzlefs.blobs.host import storage_errors, sync_file_system
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
 from puzzlefs.digest import Digest
-from puzzlefs.errors import PuzzlefsError
+from puzzlefs.errors import PuzzlefsError, StorageError
 
 _COPY_SIZE = 1 << 20
 
@@ -43,6 +43,7 @@ class BlobWriter:
         self._lock = threading.Lock()
         self._known: set[Digest] = set()
         self._pending: dict[Digest, str] = {}
+        self._failed: set[Digest] = set()
         self._session = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         self._counter = 0
         self.new_blobs = 0
@@ -61,17 +62,25 @@ class BlobWriter:
         Raises:
             StorageError: if they cannot be written.
         """
+        data = memoryview(data).cast("B")
         digest = Digest.of(data) if digest is None else digest
         with self._lock:
             if digest in self._known:
                 return digest
             self._known.add(digest)
+            self._failed.discard(digest)
             self._counter += 1
             temporary = f"{self._session}-{self._counter:x}"
-        if self._is_there(digest, len(data)):
-            return digest
-        with storage_errors("write a blob to", self._layout.path):
-            self._write(temporary, data)
+        try:
+            with storage_errors("write a blob to", self._layout.path):
+                if self._is_there(digest, len(data)):
+                    return digest
+                self._write(temporary, data)
+        except BaseException:
+            with self._lock:  # another thread may have been told that this blob is on its way
+                self._known.discard(digest)
+                self._failed.add(digest)
+            raise
         with self._lock:
             self._pending[digest] = temporary
             self.new_blobs += 1
@@ -82,8 +91,11 @@ class BlobWriter:
         """Put every blob on disk and give it its name; when this returns, all of that survives a power cut.
 
         Raises:
-            StorageError: if the host fails; some blobs may have their names then, and those are whole.
+            StorageError: if the host fails, or failed in a ``put`` that nobody repeated; some blobs may have their
+                names then, and those are whole.
         """
+        if self._failed:
+            raise StorageError(f"blob sha256:{min(self._failed).hex()} could not be written to {self._layout.path}")
         with storage_errors("write blobs to", self._layout.path):
             directory = self._layout.blobs_fd
             sync_file_system(directory)
@@ -123,16 +135,16 @@ class BlobWriter:
             return None  # unreadable is as good as missing: it gets replaced
         return Digest(hasher.digest())
 
-    def _write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+    def _write(self, name: str, data: memoryview) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         directory = self._layout.blobs_fd
         fd = os.open(name, flags, 0o644, dir_fd=directory)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            while data:
+                data = data[os.write(fd, data) :]
         except BaseException:
-            os.unlink(name, dir_fd=directory)
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=directory)
             raise
         finally:
             os.close(fd)
