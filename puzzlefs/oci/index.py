@@ -46,7 +46,7 @@ class Index:
         elif schema_version == _DEV_SCHEMA_VERSION:
             dialect = Dialect.PUZZLEFS_DEV
         else:
-            raise FormatError(f"{what}: schemaVersion {schema_version!r} is neither {_OCI_SCHEMA_VERSION} nor -1")
+            raise FormatError(f"{what}: schemaVersion is neither {_OCI_SCHEMA_VERSION} nor {_DEV_SCHEMA_VERSION}")
         manifests = as_list(fields.pop("manifests", None), f"{what}: manifests")
         descriptors = tuple(
             Descriptor.from_json(value, f"{what}: manifest {number}", dialect) for number, value in enumerate(manifests)

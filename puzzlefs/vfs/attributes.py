@@ -13,8 +13,12 @@ from puzzlefs.model import BlockDevice, CharDevice, Content, Inode, Kind, Regula
 BLOCK_SIZE: Final = 512
 """Bytes of the unit in which ``st_blocks`` counts (stat(2))."""
 
-_MAX_DEVICE_NUMBER: Final = 0xFFFFFFFF
-"""The most that ``makedev`` takes for a major or a minor number."""
+_MAX_MAJOR: Final = (1 << 12) - 1
+_MAX_MINOR: Final = (1 << 20) - 1
+"""What Linux has room for (``MINORBITS``); FUSE and mknod(2) would cut off the rest and show another device."""
+
+_NO_OWNER: Final = 0xFFFFFFFF
+"""Not a user or group: chown(2) takes it for "leave as it is"."""
 
 _FILE_TYPES: Final = {
     Kind.FIFO: stat.S_IFIFO,
@@ -63,8 +67,10 @@ def attributes_of(inode: Inode, nlink: int) -> Attributes:
     """What ``stat`` shows of ``inode``, which has ``nlink`` names.
 
     Raises:
-        FormatError: for a device number that no system can express.
+        FormatError: for an owner that cannot be, or a device number that Linux cannot express.
     """
+    if _NO_OWNER in (inode.uid, inode.gid):
+        raise FormatError(f"inode {inode.ino}: no file can belong to {_NO_OWNER}")
     size = _size(inode.content)
     return Attributes(
         ino=inode.ino,
@@ -92,8 +98,8 @@ def _size(content: Content) -> int:
 def _rdev(content: Content) -> int:
     match content:
         case CharDevice(major=major, minor=minor) | BlockDevice(major=major, minor=minor):
-            if max(major, minor) > _MAX_DEVICE_NUMBER:
-                raise FormatError(f"device {major}:{minor} is beyond what a device number can hold")
+            if major > _MAX_MAJOR or minor > _MAX_MINOR:
+                raise FormatError(f"device {major}:{minor} is beyond what a device number of Linux can hold")
             return os.makedev(major, minor)
         case _:
             return 0

@@ -22,7 +22,8 @@ class Links:
 
     Attributes:
         directories: the numbers of all directories, in any layer's topmost version; visible or not.
-        visible: the numbers of all inodes that can be reached from the root.
+        visible: the numbers of all inodes that can be reached from the root (in a malformed image also of such that
+            are missing).
         shared: number of names of each visible non-directory that has more than one.
         misplaced: directories that more than one entry points to, and the root if any entry points to it.
     """
@@ -45,7 +46,7 @@ def count_links(tables: Sequence[InodeTable], numbers_of: Callable[[int], Iterab
     Raises:
         FormatError: if a layer is malformed, or has more entries than it can.
     """
-    directories = _directories(tables)
+    directories, whiteouts = _directories(tables)
     names: dict[int, int] = {}
     misplaced: set[int] = set()
     queue = deque([ROOT_INO])
@@ -57,6 +58,8 @@ def count_links(tables: Sequence[InodeTable], numbers_of: Callable[[int], Iterab
             continue  # whoever reads that directory gets the error; the others are not to blame
         for ino in numbers:
             entries += 1
+            if ino in whiteouts:
+                continue
             count = names.get(ino, 0) + 1
             names[ino] = count
             if ino in directories:
@@ -71,18 +74,18 @@ def count_links(tables: Sequence[InodeTable], numbers_of: Callable[[int], Iterab
     return Links(directories, array("Q", names), shared, frozenset(misplaced))
 
 
-def _directories(tables: Sequence[InodeTable]) -> set[int]:
-    """The numbers that are directories in the topmost layer that mentions them."""
+def _directories(tables: Sequence[InodeTable]) -> tuple[set[int], set[int]]:
+    """The numbers that are directories, and those that are white-outs, in the topmost layer that mentions them."""
     directory, whiteout = int(Kind.DIRECTORY), int(Kind.WHITEOUT)
-    found: set[int] = set()
-    for position, table in enumerate(reversed(tables)):
-        if position == 0:
-            found = {ino for ino, kind in table.kinds() if kind == directory}
-            continue
-        kinds: dict[int, int] = {}
-        for ino, kind in table.kinds():
-            if kind != whiteout or ino not in kinds:  # a number that stands twice: the live one counts
-                kinds[ino] = kind
-        found.difference_update(kinds)
-        found.update(ino for ino, kind in kinds.items() if kind == directory)
-    return found
+    directories: set[int] = set()
+    whiteouts: set[int] = set()
+    for table in reversed(tables):
+        here = {ino for ino, kind in table.kinds() if kind == directory}
+        dead = {ino for ino, kind in table.kinds() if kind == whiteout}
+        touched = dead | directories | whiteouts
+        others = {ino for ino, kind in table.kinds() if ino in touched and kind not in (directory, whiteout)}
+        live = here | others
+        dead -= live  # a number that stands twice: the live one counts
+        directories = (directories - dead - others) | here
+        whiteouts = (whiteouts - live) | dead
+    return directories, whiteouts

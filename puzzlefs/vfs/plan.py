@@ -6,13 +6,19 @@ any range of the file which pieces of which chunks make it up. It decodes the pa
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Final
 
 from puzzlefs.digest import Digest
+from puzzlefs.errors import FormatError, InvalidArgumentError
 from puzzlefs.model import FileChunk, RegularFile
+
+MAX_FILE_SIZE: Final = (1 << 63) - 1
+"""The largest ``st_size``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +51,18 @@ class FileMap:
     __slots__ = ("_chunks", "_ends", "size")
 
     def __init__(self, file: RegularFile) -> None:
+        """The map of ``file``.
+
+        Raises:
+            FormatError: if the file is larger than any file can be.
+        """
         self._chunks: Sequence[FileChunk] = file.chunks
         lengths = getattr(file.chunks, "lengths", None)
         if lengths is None:
-            lengths = [chunk.length for chunk in file.chunks]
-        self._ends = list(accumulate(lengths))
+            lengths = (chunk.length for chunk in file.chunks)
+        if file.size > MAX_FILE_SIZE:
+            raise FormatError(f"a file of {file.size} bytes cannot be")
+        self._ends = array("Q", accumulate(lengths))
         self.size = file.size
 
     def __len__(self) -> int:
@@ -59,8 +72,11 @@ class FileMap:
         """The pieces of ``size`` bytes from ``offset`` on, cut at the end of the file.
 
         Raises:
+            InvalidArgumentError: if one of them is negative.
             FormatError: if a part that is needed is malformed.
         """
+        if offset < 0 or size < 0:
+            raise InvalidArgumentError(f"{size} bytes from {offset} on cannot be read")
         stop = min(offset + size, self.size)
         pieces: list[Piece] = []
         number = bisect_right(self._ends, offset)
@@ -69,9 +85,9 @@ class FileMap:
             chunk = self._chunks[number]
             begin = end - chunk.length
             length = min(stop, end) - offset
-            if length > 0:
-                ref = chunk.blob
-                pieces.append(Piece(ref.digest, ref.compressed, ref.offset + offset - begin, length))
-                offset += length
-            number += 1
+            ref = chunk.blob
+            pieces.append(Piece(ref.digest, ref.compressed, ref.offset + offset - begin, length))
+            offset += length
+            # Not simply the next one: there may be any number of parts without a byte.
+            number = bisect_right(self._ends, offset, number + 1)
         return ReadPlan(tuple(pieces))

@@ -24,16 +24,13 @@ from puzzlefs.lru import WeightedLru
 from puzzlefs.model import ROOT_INO, Directory, Inode, InodeTable, Kind, RegularFile, Symlink, Whiteout
 from puzzlefs.vfs.attributes import Attributes, attributes_of
 from puzzlefs.vfs.links import Links, count_links
-from puzzlefs.vfs.plan import FileMap, ReadPlan
+from puzzlefs.vfs.plan import MAX_FILE_SIZE, FileMap, ReadPlan
 
 MAX_NAME_LENGTH: Final = 255
 """Bytes of the longest name (Linux NAME_MAX)."""
 
 MAX_TARGET_LENGTH: Final = 4095
 """Bytes of the longest symlink target (Linux PATH_MAX less the terminating NUL)."""
-
-MAX_FILE_SIZE: Final = (1 << 63) - 1
-"""The largest ``st_size``."""
 
 _ENTRY_CACHE: Final = 32_768
 _MAP_CACHE: Final = 131_072
@@ -94,7 +91,11 @@ class Tree:
         raise NotFoundError(f"the image has no inode {ino}")
 
     def kind(self, ino: int) -> Kind | None:
-        """The kind of an inode without decoding it (``WHITEOUT`` if it is whited out), ``None`` if no layer has it."""
+        """The kind of an inode without decoding it (``WHITEOUT`` if it is whited out), ``None`` if no layer has it.
+
+        Raises:
+            FormatError: if it is of an unknown kind.
+        """
         for layer in self._layers:
             kind = layer.kind(ino)
             if kind is not None:
@@ -171,8 +172,7 @@ class Tree:
             NotFoundError: if there is no such name.
             InvalidArgumentError: if ``parent`` is no directory.
             FormatError: if the directory or the entry is malformed: it points to nothing, or to a directory that has
-            its
-                place elsewhere.
+                its place elsewhere.
         """
         entries = self.entries(parent)
         position = bisect_left(entries, name, key=_name)
@@ -330,11 +330,11 @@ class Tree:
         raise FormatError(f"inode {ino} should be a directory and is not")
 
     def _count_subdirectories(self, ino: int) -> int:
-        links = self._links
-        if links is None:
-            return sum(1 for entry in self.entries(ino) if entry.kind is Kind.DIRECTORY)
-        directories = links.directories
-        return sum(1 for number in self._numbers(ino) if number in directories)
+        numbers = self._numbers(ino)
+        if self._links is None:  # the root is looked at before anything has to be counted
+            return sum(1 for number in numbers if self.kind(number) is Kind.DIRECTORY)
+        directories = self._links.directories
+        return sum(1 for number in numbers if number in directories)
 
     def _first_place(self, ino: int) -> tuple[int, bytes] | None:
         """The parent and the name under which the pass over the tree first met a misplaced directory."""
