@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from puzzlefs.blobs import BlobVerifier, BlobWriter, Layout, VerifiedBlobs, VerityMode
-from puzzlefs.blobs.host import storage_errors
+from puzzlefs.blobs import BlobVerifier, BlobWriter, Layout, LoadBudget, VerifiedBlobs, VerityMode
+from puzzlefs.blobs.host import read_bounded, storage_errors
+from puzzlefs.blobs.layout import MAX_INDEX_SIZE
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, IntegrityError, InvalidArgumentError, TagNotFoundError
@@ -38,7 +39,7 @@ from puzzlefs.oci import (
     parse_reference,
 )
 from puzzlefs.verity import verity_digest
-from puzzlefs.vfs import Tree
+from puzzlefs.vfs import ReadPlan, Tree
 from puzzlefs.wire import codec_for, rootfs_version
 
 DEFAULT_VERSION: Final = 3
@@ -51,6 +52,12 @@ MAX_METADATA_SIZE: Final = 1 << 30
 """Bytes of the largest rootfs or inode vector that is read: some five million inodes."""
 
 _MAX_INDEX_DEPTH: Final = 4
+_MAX_METADATA_RATIO: Final = 100
+"""How much smaller a compressed inode vector can be; real ones shrink to a tenth."""
+_FREE_LOAD: Final = 512 << 20
+_LOAD_FACTOR: Final = 8
+"""A read of n bytes may load so many bytes of chunks, and this many times n. It takes what it asked for and the rest of
+the first and the last chunk where chunks are cut out of a stream of files."""
 _MIN_ENTRY_SIZE: Final = 16
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
@@ -113,12 +120,24 @@ class Image:
             IntegrityError: if a blob is not what its name says.
             StorageError: if the host cannot read a blob.
         """
-        pieces = self.tree.plan(ino, offset, size).pieces
+        return self.fetch(self.tree.plan(ino, offset, size))
+
+    def fetch(self, plan: ReadPlan) -> bytes:
+        """The bytes of a plan that ``tree`` made, all of them verified.
+
+        Raises:
+            NotFoundError: if a blob is missing.
+            FormatError: if the image is malformed there, also if it would take absurdly much work.
+            IntegrityError: if a blob is not what its name says.
+            StorageError: if the host cannot read a blob.
+        """
         read = self.blobs.read_chunk
+        pieces = plan.pieces
         if len(pieces) == 1:
             piece = pieces[0]
             return read(piece.blob, piece.compressed, piece.offset, piece.length)
-        return b"".join([read(piece.blob, piece.compressed, piece.offset, piece.length) for piece in pieces])
+        budget = LoadBudget(_FREE_LOAD + _LOAD_FACTOR * sum(piece.length for piece in pieces))
+        return b"".join([read(piece.blob, piece.compressed, piece.offset, piece.length, budget) for piece in pieces])
 
     def close(self) -> None:
         """Give the descriptors back."""
@@ -190,8 +209,10 @@ def _open(reference: ImageReference, layout: Layout, anchor: VerityDigest | None
     blobs = VerifiedBlobs(layout, BlobVerifier(mode, wire.verity))
     tables: list[InodeTable] = list(wire.tables)
     size = len(data)
+    vectors: dict[BlobRef, bytes] = {}
     for ref in wire.metadata_refs:
-        vector = _read_vector(blobs, ref)
+        vector = vectors.get(ref) or _read_vector(blobs, ref, MAX_METADATA_SIZE - size)
+        vectors[ref] = vector
         size += len(vector)
         tables.append(codec.decode_inode_vector(vector))
     if not tables:
@@ -227,14 +248,19 @@ def find_manifest(layout: Layout, index: Index, reference: ImageReference) -> De
     for _ in range(_MAX_INDEX_DEPTH):
         if descriptor.media_type != media_types.INDEX:
             break
-        nested = Index.parse(blobs.read(descriptor.digest, limit=MAX_MANIFEST_SIZE), f"index {descriptor.digest.oci}")
+        nested = Index.parse(blobs.read(descriptor.digest, limit=MAX_INDEX_SIZE), f"index {descriptor.digest.oci}")
         if not nested.manifests:
             raise FormatError(f"{reference} points to an index without manifests")
-        here = [entry for entry in nested.manifests if entry.extra.get("platform") == _platform()]
+        here = [entry for entry in nested.manifests if _is_for_this_machine(entry)]
         descriptor = (here or list(nested.manifests))[0]
     if descriptor.media_type != wanted:
         raise FormatError(f"{reference} is not a PuzzleFS image: it points to {descriptor.media_type[:120]!r}")
     return descriptor
+
+
+def _is_for_this_machine(descriptor: Descriptor) -> bool:
+    wanted = descriptor.extra.get("platform")
+    return isinstance(wanted, Mapping) and wanted.items() >= _platform().items()
 
 
 def _parse_anchor(digest: VerityDigest | str | None) -> VerityDigest | None:
@@ -251,26 +277,24 @@ def _read_manifest(
 ) -> bytes:
     """The manifest's bytes: what the index names, and, where an anchor is given, what the anchor names."""
     subject = f"manifest {layout.blob_path(descriptor.digest)}"
-    with (
-        storage_errors("read", layout.blob_path(descriptor.digest)),
-        open(layout.open_blob(descriptor.digest), "rb", buffering=0) as file,
-    ):
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_MANIFEST_SIZE:
-            raise FormatError(f"{subject} has {size} bytes, more than the {MAX_MANIFEST_SIZE} that are allowed")
-        data = file.readall()
-        if anchor is not None:
-            verifier.check_anchor(file.fileno(), data, subject, anchor)
+    with storage_errors("read", layout.blob_path(descriptor.digest)):
+        fd = layout.open_blob(descriptor.digest)
+        try:
+            data = read_bounded(fd, subject, MAX_MANIFEST_SIZE)
+            if anchor is not None:
+                verifier.check_anchor(fd, data, subject, anchor)
+        finally:
+            os.close(fd)
     actual = Digest.of(data)
     if actual != descriptor.digest:
         raise IntegrityError(subject, expected=descriptor.digest.hex(), actual=actual.hex())
     return data
 
 
-def _read_vector(blobs: VerifiedBlobs, ref: BlobRef) -> bytes:
-    stored = blobs.read(ref.digest, limit=MAX_METADATA_SIZE)
+def _read_vector(blobs: VerifiedBlobs, ref: BlobRef, limit: int) -> bytes:
+    stored = blobs.read(ref.digest, limit=limit)
     if ref.compressed:
-        stored = decompress_chunk(stored, limit=MAX_METADATA_SIZE)
+        stored = decompress_chunk(stored, limit=min(limit, _MAX_METADATA_RATIO * len(stored)))
     if ref.offset > len(stored):
         raise FormatError(f"metadata blob {ref.digest.oci} is shorter than the offset {ref.offset} in it")
     return stored[ref.offset :] if ref.offset else stored
