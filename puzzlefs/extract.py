@@ -7,7 +7,9 @@ left. The whole tree is checked before the first file is made, so an image whose
 behind.
 
 One descriptor is open at a time besides the root's, however deep the tree is. A directory gets its attributes after its
-entries, so that default ACLs, read-only modes and times are those of the image. Not for several threads.
+entries, so that default ACLs, read-only modes and times are those of the image. An inode with several names is made in
+a staging directory at the top, under its number, and linked from there: its first name may be any number of directories
+away, or behind one that has its mode already and lets nobody in. Not for several threads.
 """
 
 from __future__ import annotations
@@ -15,33 +17,40 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from puzzlefs.blobs import VerityMode
 from puzzlefs.digest import VerityDigest
-from puzzlefs.errors import InvalidArgumentError, StorageError, UnsafePathError
+from puzzlefs.errors import (
+    FormatError,
+    IntegrityError,
+    InvalidArgumentError,
+    NotFoundError,
+    StorageError,
+    UnsafePathError,
+)
 from puzzlefs.image import Image, open_image
 from puzzlefs.model import ROOT_INO, Kind
 from puzzlefs.oci import ImageReference
+from puzzlefs.sparse import SparseWriter
 from puzzlefs.vfs import Attributes, Entry
 
-_WINDOW: Final = 1 << 20
-"""Bytes of a file that are read and written at a time."""
+_MAX_SHOWN: Final = 64
+"""Directories that a message names at most."""
 
-_HOLE: Final = 4096
-"""Bytes, and alignment, of the smallest run of zeros that becomes a hole."""
-
-_ZEROS: Final = bytes(_HOLE)
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_PERMITTED: Final = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL})
-_XATTR_REFUSALS: Final = frozenset({*_NOT_PERMITTED, errno.ENOTSUP})
+_XATTR_REFUSALS: Final = frozenset({*_NOT_PERMITTED, errno.ENOTSUP, errno.E2BIG, errno.ERANGE, errno.ENOSPC})
+"""Among them what file systems say where an xattr is larger than theirs can be (ext4: ENOSPC)."""
 _ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
+_NAMESPACES: Final = {name: f"{name.decode()}.* xattrs" for name in (b"user", b"trusted", b"security", b"system")}
 
 _Identity = tuple[int, int]
 
@@ -97,7 +106,7 @@ def extract(
     target = Path(directory)
     root_fd = _open_target(target)
     try:
-        return _Extraction(image, target, root_fd, progress).run()
+        return _Extraction(image, target, root_fd, progress, SparseWriter(image)).run()
     finally:
         os.close(root_fd)
 
@@ -113,9 +122,12 @@ def _open_target(target: Path) -> int:
         raise InvalidArgumentError(f"{target} is not a directory") from error
     except OSError as error:
         raise StorageError(f"cannot create {target}: {error.strerror}") from error
-    if os.listdir(fd):
+    try:
+        if os.listdir(fd):
+            raise InvalidArgumentError(f"{target} is not empty", hint="name an empty or a new directory")
+    except BaseException:
         os.close(fd)
-        raise InvalidArgumentError(f"{target} is not empty", hint="name an empty or a new directory")
+        raise
     return fd
 
 
@@ -134,12 +146,16 @@ class _Extraction:
     target: Path
     root_fd: int
     progress: Callable[[int, int], None] | None
+    content: SparseWriter
     counter: Counter[str] = field(default_factory=Counter)
-    first_names: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
+    staged: dict[int, int] = field(default_factory=dict)  # names still to be made, by inode
+    staging_name: str = field(default_factory=lambda: f".puzzlefs-{secrets.token_hex(16)}")
+    staging_fd: int = -1
     levels: list[_Level] = field(default_factory=list)
     current_fd: int = -1
+    current_name: bytes = b""
     entries: int = 0
-    bytes: int = 0
+    written: int = 0
 
     def run(self) -> ExtractReport:
         for name in _ACLS:  # what the target inherited from its parent must not be inherited further
@@ -158,9 +174,15 @@ class _Extraction:
             raise StorageError(
                 f"cannot write {self._shown()}: {error.strerror or error}", hint=f"{self.target} is incomplete"
             ) from error
+        except (FormatError, IntegrityError, NotFoundError, StorageError) as error:
+            error.message = f"cannot extract {self._shown()}: {error.message}"
+            error.hint = error.hint or f"{self.target} is incomplete"
+            raise
         finally:
+            with contextlib.suppress(OSError):
+                self._remove_staging()
             os.close(self.current_fd)
-        return ExtractReport(self.entries, self.bytes, dict(self.counter))
+        return ExtractReport(self.entries, self.written, dict(self.counter))
 
     # ---- directories
 
@@ -171,15 +193,20 @@ class _Extraction:
 
     def _leave(self) -> None:
         """Give the directory that is complete its attributes, and go back to its parent."""
-        level = self.levels.pop()
+        self.current_name = b""
+        level = self.levels[-1]
         self._check_identity(level)
+        top = len(self.levels) == 1
+        if top:
+            self._remove_staging()
         attributes = self.image.tree.attributes(level.entry.ino)
-        up_fd = os.open(b"..", _DIRECTORY_FLAGS, dir_fd=self.current_fd) if self.levels else os.dup(self.root_fd)
+        up_fd = os.dup(self.root_fd) if top else os.open(b"..", _DIRECTORY_FLAGS, dir_fd=self.current_fd)
         try:
             self._restore(self.current_fd, attributes)
         finally:
             os.close(self.current_fd)
             self.current_fd = up_fd
+        self.levels.pop()
         if self.levels:
             self._check_identity(self.levels[-1])
 
@@ -193,70 +220,82 @@ class _Extraction:
     # ---- entries
 
     def _create(self, entry: Entry) -> None:
+        self.current_name = entry.name
         self.entries += 1
-        if self.progress is not None:
-            self.progress(self.entries, self.bytes)
+        self._report()
         if entry.kind is Kind.DIRECTORY:
             os.mkdir(entry.name, 0o700, dir_fd=self.current_fd)
             fd = os.open(entry.name, _DIRECTORY_FLAGS, dir_fd=self.current_fd)
             os.close(self.current_fd)
             self.current_fd = fd
+            self.current_name = b""
             self._enter(entry)
             return
         attributes = self.image.tree.attributes(entry.ino)
         if attributes.nlink > 1:
-            first = self.first_names.get(entry.ino)
-            if first is not None:
-                self._link(first, entry.name)
-                return
-        if entry.kind is Kind.REGULAR:
-            self._create_file(entry, attributes)
-        elif not self._create_special(entry, attributes):
-            return
-        if attributes.nlink > 1:
-            self.first_names[entry.ino] = (*(level.entry.name for level in self.levels[1:]), entry.name)
+            self._create_name(entry, attributes)
+        else:
+            self._create_inode(self.current_fd, entry.name, entry.kind, attributes)
 
-    def _create_file(self, entry: Entry, attributes: Attributes) -> None:
-        fd = os.open(entry.name, _FILE_FLAGS, 0o600, dir_fd=self.current_fd)
+    def _create_name(self, entry: Entry, attributes: Attributes) -> None:
+        """Make one of the names of an inode that has several."""
+        if self.staging_fd < 0:
+            os.mkdir(self.staging_name, 0o700, dir_fd=self.root_fd)
+            self.staging_fd = os.open(self.staging_name, _DIRECTORY_FLAGS, dir_fd=self.root_fd)
+        staged_name = b"%d" % entry.ino
+        if entry.ino not in self.staged:
+            if not self._create_inode(self.staging_fd, staged_name, entry.kind, attributes):
+                return
+            self.staged[entry.ino] = attributes.nlink
+        os.link(staged_name, entry.name, src_dir_fd=self.staging_fd, dst_dir_fd=self.current_fd, follow_symlinks=False)
+        self.staged[entry.ino] -= 1
+        if not self.staged[entry.ino]:
+            os.unlink(staged_name, dir_fd=self.staging_fd)
+
+    def _remove_staging(self) -> None:
+        """Remove the staging directory, if there is one, and what an extraction that failed left in it."""
+        if self.staging_fd < 0:
+            return
+        fd, self.staging_fd = self.staging_fd, -1
         try:
-            for offset in range(0, attributes.size, _WINDOW):
-                data = self.image.read(entry.ino, offset, _WINDOW)
-                _write_sparse(fd, data, offset)
-                self.bytes += len(data)
-                if self.progress is not None:
-                    self.progress(self.entries, self.bytes)
-            os.truncate(fd, attributes.size)
-            self._restore(fd, attributes)
+            for name in os.listdir(fd):
+                os.unlink(name, dir_fd=fd)
         finally:
             os.close(fd)
+        os.rmdir(self.staging_name, dir_fd=self.root_fd)
 
-    def _create_special(self, entry: Entry, attributes: Attributes) -> bool:
-        """Make anything that has no content; whether that was possible."""
-        if entry.kind is Kind.SYMLINK:
-            os.symlink(self.image.tree.readlink(entry.ino), entry.name, dir_fd=self.current_fd)
+    def _create_inode(self, directory_fd: int, name: bytes, kind: Kind, attributes: Attributes) -> bool:
+        """Make anything but a directory; whether that was possible."""
+        ino = attributes.ino
+        if kind is Kind.REGULAR:
+            fd = os.open(name, _FILE_FLAGS, 0o600, dir_fd=directory_fd)
+            try:
+                self.content.write(fd, ino, attributes.size, self._written)
+                self._restore(fd, attributes)
+            finally:
+                os.close(fd)
+            return True
+        if kind is Kind.SYMLINK:
+            os.symlink(self.image.tree.readlink(ino), name, dir_fd=directory_fd)
         else:
             mode = stat.S_IFMT(attributes.mode) | 0o600
             try:
-                os.mknod(entry.name, mode, attributes.rdev, dir_fd=self.current_fd)
+                os.mknod(name, mode, attributes.rdev, dir_fd=directory_fd)
             except OSError as error:
                 if error.errno not in _NOT_PERMITTED:
                     raise
                 self.counter["devices"] += 1
                 return False
-        self._restore_by_name(entry, attributes)
+        self._restore_by_name(directory_fd, name, attributes)
         return True
 
-    def _link(self, first: Sequence[bytes], name: bytes) -> None:
-        """Make a further name of a file whose first name is ``first``, which is walked to without following links."""
-        fd = os.dup(self.root_fd)
-        try:
-            for component in first[:-1]:
-                next_fd = os.open(component, _DIRECTORY_FLAGS, dir_fd=fd)
-                os.close(fd)
-                fd = next_fd
-            os.link(first[-1], name, src_dir_fd=fd, dst_dir_fd=self.current_fd, follow_symlinks=False)
-        finally:
-            os.close(fd)
+    def _written(self, size: int) -> None:
+        self.written += size
+        self._report()
+
+    def _report(self) -> None:
+        if self.progress is not None:
+            self.progress(self.entries, self.written)
 
     # ---- attributes
 
@@ -268,16 +307,15 @@ class _Extraction:
         os.chmod(fd, self._mode(attributes, owned))
         os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
 
-    def _restore_by_name(self, entry: Entry, attributes: Attributes) -> None:
-        """The same for what must not or cannot be opened."""
-        name, fd = entry.name, self.current_fd
+    def _restore_by_name(self, fd: int, name: bytes, attributes: Attributes) -> None:
+        """The same for what must not or cannot be opened: ``name`` in the directory ``fd``."""
         owned = self._refused_is_counted(
             "owners", lambda: os.chown(name, attributes.uid, attributes.gid, dir_fd=fd, follow_symlinks=False)
         )
         path = b"/proc/self/fd/%d/%s" % (fd, name)  # there is no setxattrat before Linux 6.13
         for key, value in self.image.tree.xattrs(attributes.ino).items():
             self._set_xattr(path, key, value, follow=False)
-        if entry.kind is not Kind.SYMLINK:
+        if not stat.S_ISLNK(attributes.mode):
             os.chmod(name, self._mode(attributes, owned), dir_fd=fd)
         os.utime(name, ns=(attributes.mtime_ns, attributes.mtime_ns), dir_fd=fd, follow_symlinks=False)
 
@@ -289,7 +327,7 @@ class _Extraction:
         return mode
 
     def _set_xattr(self, file: int | bytes, key: bytes, value: bytes, *, follow: bool) -> None:
-        what = f"{key.split(b'.')[0].decode('utf-8', 'backslashreplace')}.* xattrs"
+        what = _NAMESPACES.get(key.split(b".")[0], "other xattrs")
         with self._counting_refusals(what, _XATTR_REFUSALS):
             os.setxattr(file, key, value, follow_symlinks=follow)
 
@@ -310,27 +348,5 @@ class _Extraction:
 
     def _shown(self) -> str:
         """Where the work is, for messages."""
-        names = b"/".join(level.entry.name for level in self.levels[1:])
-        return str(self.target / os.fsdecode(names))
-
-
-def _write_sparse(fd: int, data: bytes, offset: int) -> None:
-    """Write ``data`` at ``offset`` (a multiple of ``_HOLE``), leaving out aligned blocks that are all zeros."""
-    start = 0
-    if _ZEROS in data:
-        for position in range(0, len(data), _HOLE):
-            block = data[position : position + _HOLE]
-            if block == _ZEROS[: len(block)]:
-                if start < position:
-                    _write_all(fd, data[start:position], offset + start)
-                start = position + len(block)
-    if start < len(data):
-        _write_all(fd, data[start:], offset + start)
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view = view[written:]
-        offset += written
+        names = [*(level.entry.name for level in self.levels[1:][:_MAX_SHOWN]), self.current_name]
+        return str(self.target.joinpath(*map(os.fsdecode, names)))
