@@ -8,6 +8,7 @@ the same tests.
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def checked_mountpoint(path: Path) -> Path:
     try:
         resolved = path.resolve(strict=True)
         mode = resolved.stat().st_mode
+        os.statvfs(resolved)  # of a mount whose server is dead the kernel still knows the attributes
     except FileNotFoundError as error:
         raise NotFoundError(f"mount point {path} does not exist", hint=f"make it first: mkdir {path}") from error
     except NotADirectoryError as error:

@@ -93,3 +93,21 @@ def open_directory() -> Iterator[Path]:
         path = Path(name)
         path.chmod(0o755)
         yield path
+
+
+@pytest.fixture
+def point(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    yield path
+    left = is_mounted(path)
+    if left:
+        subprocess.run(["umount", "-l", path], check=False)
+    assert not left, "something was left mounted"
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    path = tmp_path / "ready"
+    os.mkfifo(path)
+    return path

@@ -7,8 +7,8 @@ import re
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,3 +96,31 @@ VARIANTS: dict[str, Sequence[str]] = {
     "v3": (),
     "v3-zstd": ("-c", "--timestamps", "keep"),
 }
+
+
+def read_fifo(path: Path, timeout: float = 20) -> bytes:
+    """What is written into a FIFO until it is closed; empty if nothing comes in time."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return os.read(fd, 10) if select.select([fd], [], [], timeout)[0] else b""
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def foreground(
+    image: str, point: Path, fifo: Path, *options: str, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A mount in the foreground that is ready."""
+    command = [*COMMAND, "mount", "-f", "-i", str(fifo), *options, image, str(point)]
+    environment = {**os.environ, **(env or {})}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        try:
+            assert read_fifo(fifo) == b"s"
+            assert is_mounted(point)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+                subprocess.run(["umount", "-l", point], check=False)
