@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from puzzlefs.builder.chunks import FileStream
-from puzzlefs.builder.source import SourceTree, join
+from puzzlefs.builder.source import SourceDirectory, SourceTree
 from puzzlefs.errors import SourceError
 from puzzlefs.model import (
     ROOT_INO,
@@ -52,13 +52,13 @@ class SourceFile:
     """A regular file that is not empty, and so has a place in the stream.
 
     Attributes:
-        directory: path of its directory, relative to the root.
+        directory: the directory it is in.
         name: its name there.
         identity: what ``identity_of`` said when it was met.
         size: bytes.
     """
 
-    directory: bytes
+    directory: SourceDirectory
     name: bytes
     identity: bytes
     size: int
@@ -118,10 +118,9 @@ def scan(
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
-    """A directory that is still to be visited: where, which one it must be, and where its inode is in the
-    list."""
+    """A directory that is still to be visited: which one it must be, and where its inode is in the list."""
 
-    path: bytes
+    directory: SourceDirectory
     device: int
     host_ino: int
     index: int
@@ -148,10 +147,11 @@ class _Scan:
         self._has_pyc = False
 
     def run(self) -> ScannedTree:
+        top = self._tree.top
         status = os.fstat(self._tree.fd)
         self._device = status.st_dev
-        self._add(self._take_number(), status, Directory(()), self._xattrs(self._tree.fd, b""))
-        stack = [_Visit(b"", status.st_dev, status.st_ino, 0)]
+        self._add(self._take_number(), status, Directory(()), self._xattrs(self._tree.fd, top, b""))
+        stack = [_Visit(top, status.st_dev, status.st_ino, 0)]
         while stack:
             stack += reversed(self._visit(stack.pop()))
             if self._progress is not None:
@@ -160,49 +160,46 @@ class _Scan:
 
     def _visit(self, visit: _Visit) -> list[_Visit]:
         """Number the entries of a directory; returns its subdirectories."""
-        fd = self._tree.open_directory(visit.path)
+        tree, directory = self._tree, visit.directory
+        fd = tree.enter(directory)
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != (visit.device, visit.host_ino):
+            raise tree.changed(directory)
+        base = tree.base(directory)
         try:
-            status = os.fstat(fd)
-            if (status.st_dev, status.st_ino) != (visit.device, visit.host_ino):
-                raise self._tree.changed(visit.path)
-            base = self._tree.base(fd, visit.path)
+            names = sorted(os.listdir(base))
+        except OSError as error:
+            raise tree.failure("list", directory, b"", error) from error
+        entries: list[DirEntry] = []
+        below: list[_Visit] = []
+        for name in names:
             try:
-                names = sorted(os.listdir(base))
+                entries.append(DirEntry(self._number(fd, base, directory, name, below), name))
             except OSError as error:
-                raise self._tree.failure("list", visit.path, error) from error
-            entries: list[DirEntry] = []
-            below: list[_Visit] = []
-            for name in names:
-                try:
-                    entries.append(DirEntry(self._number(fd, base, visit.path, name, below), name))
-                except OSError as error:
-                    raise self._tree.failure("read", join(visit.path, name), error) from error
-        finally:
-            os.close(fd)
+                raise tree.failure("read", directory, name, error) from error
         inode = self._found.inodes[visit.index]
         self._found.inodes[visit.index] = replace(inode, content=Directory(tuple(entries)))
         return below
 
-    def _number(self, fd: int, base: bytes, directory: bytes, name: bytes, below: list[_Visit]) -> int:
+    def _number(self, fd: int, base: bytes, directory: SourceDirectory, name: bytes, below: list[_Visit]) -> int:
         """The inode number of an entry, which is described unless it is one more name of a known inode."""
         ino = self._take_number()
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        mode = status.st_mode
-        if status.st_nlink > 1 and not stat.S_ISDIR(mode):
+        if stat.S_ISDIR(status.st_mode):
+            if status.st_dev == self._device or self._cross_mounts:
+                here = SourceDirectory(directory, name)
+                below.append(_Visit(here, status.st_dev, status.st_ino, len(self._found.inodes)))
+            else:
+                self._found.mount_points.append(directory.path(name))
+        elif status.st_nlink > 1:
             first = self._linked.setdefault((status.st_dev, status.st_ino), ino)
             if first != ino:
                 return first
-        if stat.S_ISDIR(mode):
-            path = join(directory, name)
-            if status.st_dev == self._device or self._cross_mounts:
-                below.append(_Visit(path, status.st_dev, status.st_ino, len(self._found.inodes)))
-            else:
-                self._found.mount_points.append(path)
         content = self._content(fd, directory, name, status)
-        self._add(ino, status, content, self._xattrs(base + b"/" + name, join(directory, name)))
+        self._add(ino, status, content, self._xattrs(base + b"/" + name, directory, name))
         return ino
 
-    def _content(self, fd: int, directory: bytes, name: bytes, status: os.stat_result) -> Content:
+    def _content(self, fd: int, directory: SourceDirectory, name: bytes, status: os.stat_result) -> Content:
         match stat.S_IFMT(status.st_mode):
             case stat.S_IFREG:
                 self._has_pyc = self._has_pyc or name.endswith(b".pyc")
@@ -222,7 +219,7 @@ class _Scan:
             case stat.S_IFSOCK:
                 return Socket()
             case kind:
-                path = self._tree.shown(join(directory, name))
+                path = self._tree.shown(directory.path(name))
                 raise SourceError(f"{path} is of a kind that no image can hold (mode {kind:#o})")
 
     def _add(self, ino: int, status: os.stat_result, content: Content, xattrs: tuple[Xattr, ...]) -> None:
@@ -230,7 +227,7 @@ class _Scan:
         mtime_ns = self._mtime_of(status.st_mtime_ns)
         self._found.inodes.append(Inode(ino, status.st_uid, status.st_gid, permissions, content, xattrs, mtime_ns))
 
-    def _xattrs(self, where: bytes | int, path: bytes) -> tuple[Xattr, ...]:
+    def _xattrs(self, where: bytes | int, directory: SourceDirectory, name: bytes) -> tuple[Xattr, ...]:
         """Every extended attribute that may be read, sorted by key."""
         follow = isinstance(where, int)
         try:
@@ -238,14 +235,14 @@ class _Scan:
         except OSError as error:
             if error.errno in _UNREADABLE_XATTR:
                 return ()
-            raise self._tree.failure("list the xattrs of", path, error) from error
+            raise self._tree.failure("list the xattrs of", directory, name, error) from error
         xattrs: list[Xattr] = []
         for key in keys:
             try:
                 xattrs.append(Xattr(os.fsencode(key), os.getxattr(where, key, follow_symlinks=follow)))
             except OSError as error:
                 if error.errno not in _UNREADABLE_XATTR:
-                    raise self._tree.failure(f"read the xattr {key!r} of", path, error) from error
+                    raise self._tree.failure(f"read the xattr {key!r} of", directory, name, error) from error
         xattrs.sort(key=lambda xattr: xattr.key)
         return tuple(xattrs)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -39,9 +40,24 @@ _HINTS = {
 }
 
 
-def join(directory: bytes, name: bytes) -> bytes:
-    """The path of an entry, relative to the root as ``directory`` is; the root itself is the empty path."""
-    return directory + b"/" + name if directory else name
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceDirectory:
+    """A directory of the tree; the root has no parent and no name.
+
+    Directories know their parents instead of their paths, whose lengths would add up in a deep tree.
+    """
+
+    parent: SourceDirectory | None = None
+    name: bytes = b""
+
+    def path(self, name: bytes = b"") -> bytes:
+        """The path, relative to the root, of this directory or of its entry ``name``; empty for the root."""
+        names = [name] if name else []
+        directory: SourceDirectory | None = self
+        while directory is not None and directory.parent is not None:
+            names.append(directory.name)
+            directory = directory.parent
+        return b"/".join(reversed(names))
 
 
 def printable(path: bytes) -> str:
@@ -53,7 +69,9 @@ def printable(path: bytes) -> str:
 class SourceTree:
     """A directory of the host, open for building. Use it as a context manager, or ``close`` it.
 
-    The descriptors that its methods return belong to the caller.
+    Attributes:
+        root: the path that it was opened by.
+        top: its root directory.
     """
 
     def __init__(self, root: Path) -> None:
@@ -65,6 +83,7 @@ class SourceTree:
             SourceError: if it cannot be opened.
         """
         self.root = root
+        self.top = SourceDirectory()
         try:
             self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -72,7 +91,9 @@ class SourceTree:
         except NotADirectoryError as error:
             raise InvalidArgumentError(f"{root} is not a directory", hint="name the directory to build from") from error
         except OSError as error:
-            raise self.failure("open", b"", error) from error
+            raise self.failure("open", self.top, b"", error) from error
+        self._current = self.top
+        self._current_fd = self._root_fd
         # Calls for xattrs take no descriptor of a directory, but a path that begins with one. Where /proc is
         # not mounted the plain path serves, though not beyond PATH_MAX.
         self._has_proc = Path("/proc/self/fd").exists()
@@ -82,57 +103,72 @@ class SourceTree:
         """A descriptor of the root, owned by the tree."""
         return self._root_fd
 
-    def open_directory(self, path: bytes) -> int:
-        """A descriptor of the directory at ``path``.
+    def enter(self, directory: SourceDirectory) -> int:
+        """A descriptor of ``directory``, owned by the tree and valid until another directory is entered.
+
+        Entering a subdirectory of the one entered last takes one step, whatever the depth.
 
         Raises:
             SourceError: if it cannot be opened, or is not a directory any more.
         """
+        if directory is self._current:
+            return self._current_fd
         try:
-            return self._open_directory(path)
+            if directory.parent is self._current:
+                fd = os.open(directory.name, _DIRECTORY_FLAGS, dir_fd=self._current_fd)
+            else:
+                fd = self._open_from_root(directory.path())
         except OSError as error:
-            raise self.failure("open the directory", path, error) from error
+            raise self.failure("open the directory", directory, b"", error) from error
+        self._leave()
+        self._current, self._current_fd = directory, fd
+        return fd
 
-    def open_file(self, directory_fd: int, directory: bytes, name: bytes) -> int:
-        """A descriptor of the file ``name`` in ``directory``, whose descriptor is ``directory_fd``.
+    def open_file(self, directory: SourceDirectory, name: bytes) -> int:
+        """A descriptor, which the caller closes, of the file ``name`` in ``directory``.
 
         Its access time stays as it is where the caller may ask for that.
 
         Raises:
             SourceError: if it cannot be opened.
         """
+        fd = self.enter(directory)
         try:
             try:
-                return os.open(name, _FILE_FLAGS | os.O_NOATIME, dir_fd=directory_fd)
+                return os.open(name, _FILE_FLAGS | os.O_NOATIME, dir_fd=fd)
             except PermissionError:  # O_NOATIME is for the owner
-                return os.open(name, _FILE_FLAGS, dir_fd=directory_fd)
+                return os.open(name, _FILE_FLAGS, dir_fd=fd)
         except OSError as error:
-            raise self.failure("read", join(directory, name), error) from error
+            raise self.failure("read", directory, name, error) from error
 
-    def base(self, directory_fd: int, directory: bytes) -> bytes:
-        """A path of ``directory`` for calls that take no descriptor; valid while ``directory_fd`` is open."""
+    def base(self, directory: SourceDirectory) -> bytes:
+        """A path of ``directory``, for calls that take no descriptor; valid as long as its descriptor."""
+        fd = self.enter(directory)
         if self._has_proc:
-            return b"/proc/self/fd/%d" % directory_fd
-        return join(os.fsencode(self.root), directory)
+            return b"/proc/self/fd/%d" % fd
+        return self._host_path(directory.path())
 
     def shown(self, path: bytes) -> str:
-        """The whole path of an entry, for messages."""
-        return printable(join(os.fsencode(self.root), path) if path else os.fsencode(self.root))
+        """The whole path of an entry, for messages; its end, if it is very long."""
+        return printable(self._host_path(path)[-PATH_MAX:])
 
-    def failure(self, action: str, path: bytes, error: OSError) -> SourceError:
-        """The error that says that ``action`` failed on ``path``."""
-        hint = _HINTS.get(error.errno or 0, "")
-        return SourceError(f"cannot {action} {self.shown(path)}: {error.strerror or error}", hint=hint)
+    def failure(self, action: str, directory: SourceDirectory, name: bytes, error: OSError) -> SourceError:
+        """The error that says that ``action`` failed on an entry of ``directory``, or on the directory
+        itself."""
+        path = self.shown(directory.path(name))
+        return SourceError(f"cannot {action} {path}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0, ""))
 
-    def changed(self, path: bytes) -> SourceError:
-        """The error that says that what is at ``path`` is not what was there before."""
-        return SourceError(f"{self.shown(path)} changed while it was read", hint=_CHANGED_HINT)
+    def changed(self, directory: SourceDirectory, name: bytes = b"") -> SourceError:
+        """The error that says that an entry of ``directory``, or the directory itself, is not what was there
+        before."""
+        return SourceError(f"{self.shown(directory.path(name))} changed while it was read", hint=_CHANGED_HINT)
 
     def close(self) -> None:
         """Give the descriptor back. Calling it twice is fine."""
         if self._root_fd >= 0:
+            self._leave()
             os.close(self._root_fd)
-            self._root_fd = -1
+            self._root_fd = self._current_fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -142,17 +178,27 @@ class SourceTree:
     ) -> None:
         self.close()
 
-    def _open_directory(self, path: bytes) -> int:
-        start = self._root_fd
+    def _leave(self) -> None:
+        if self._current_fd != self._root_fd:
+            os.close(self._current_fd)
+        self._current, self._current_fd = self.top, self._root_fd
+
+    def _open_from_root(self, path: bytes) -> int:
+        fd = self._root_fd
+        position = 0
         try:
-            while len(path) >= PATH_MAX:
-                cut = path.rindex(b"/", 0, PATH_MAX)
-                step = os.open(path[:cut], _STEP_FLAGS, dir_fd=start)
-                if start != self._root_fd:
-                    os.close(start)
-                start = step
-                path = path[cut + 1 :]
-            return os.open(path or b".", _DIRECTORY_FLAGS, dir_fd=start)
+            while len(path) - position >= PATH_MAX:
+                cut = path.rindex(b"/", position, position + PATH_MAX)
+                step = os.open(path[position:cut], _STEP_FLAGS, dir_fd=fd)
+                if fd != self._root_fd:
+                    os.close(fd)
+                fd = step
+                position = cut + 1
+            return os.open(path[position:] or b".", _DIRECTORY_FLAGS, dir_fd=fd)
         finally:
-            if start != self._root_fd:
-                os.close(start)
+            if fd != self._root_fd:
+                os.close(fd)
+
+    def _host_path(self, path: bytes) -> bytes:
+        root = os.fsencode(self.root)
+        return root.rstrip(b"/") + b"/" + path if path else root

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from puzzlefs.builder.pipeline import BUFFER_SIZE, ChunkPipeline
 from puzzlefs.builder.scan import SourceFile, identity_of
-from puzzlefs.builder.source import SourceTree, join
+from puzzlefs.builder.source import SourceTree
 from puzzlefs.chunking import Chunker
 
 _BLOCK = 512
@@ -99,41 +99,28 @@ def read_files(tree: SourceTree, files: Sequence[SourceFile], cutter: StreamCutt
         SourceError: if a file cannot be read, is not what was scanned, or changes; it names the file.
         StorageError: if a chunk cannot be stored.
     """
-    directory_fd = -1
-    directory: bytes | None = None
-    try:
-        for file in files:
-            if file.directory != directory:
-                if directory_fd >= 0:
-                    os.close(directory_fd)
-                    directory_fd = -1
-                directory_fd = tree.open_directory(file.directory)
-                directory = file.directory
-            fd = tree.open_file(directory_fd, file.directory, file.name)
-            try:
-                _read_file(tree, file, fd, cutter)
-            finally:
-                os.close(fd)
-    finally:
-        if directory_fd >= 0:
-            os.close(directory_fd)
+    for file in files:
+        fd = tree.open_file(file.directory, file.name)
+        try:
+            _read_file(tree, file, fd, cutter)
+        finally:
+            os.close(fd)
     cutter.finish()
 
 
 def _read_file(tree: SourceTree, file: SourceFile, fd: int, cutter: StreamCutter) -> None:
-    path = join(file.directory, file.name)
     try:
         before = os.fstat(fd)
         if identity_of(before) != file.identity:
-            raise tree.changed(path)
+            raise tree.changed(file.directory, file.name)
         if before.st_blocks * _BLOCK < file.size:
             complete = _read_around_holes(fd, file.size, cutter)
         else:
             complete = _read_range(fd, file.size, cutter)
         if not complete or identity_of(os.fstat(fd)) != file.identity:
-            raise tree.changed(path)
+            raise tree.changed(file.directory, file.name)
     except OSError as error:
-        raise tree.failure("read", path, error) from error
+        raise tree.failure("read", file.directory, file.name, error) from error
 
 
 def _read_range(fd: int, size: int, cutter: StreamCutter) -> bool:
