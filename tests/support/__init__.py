@@ -1,0 +1,1 @@
+"""What several tests share: descriptions of trees, builders of images, an examiner with limits."""
