@@ -27,7 +27,7 @@ from puzzlefs.blobs.layout import MAX_INDEX_SIZE
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, IntegrityError, InvalidArgumentError, TagNotFoundError
-from puzzlefs.model import BlobRef, Inode, InodeTable, Rootfs
+from puzzlefs.model import ROOT_INO, BlobRef, Inode, InodeTable, Kind, Rootfs
 from puzzlefs.oci import (
     EMPTY_CONFIG_DATA,
     Descriptor,
@@ -215,10 +215,10 @@ def _open(reference: ImageReference, layout: Layout, anchor: VerityDigest | None
         vectors[ref] = vector
         size += len(vector)
         tables.append(codec.decode_inode_vector(vector))
-    if not tables:
-        raise FormatError(f"{reference} has no metadata layer, so not even a root directory")
     rootfs = Rootfs(version, tuple(tables), wire.verity)
     tree = Tree(tables, max_entries=size // _MIN_ENTRY_SIZE)
+    if tree.kind(ROOT_INO) is not Kind.DIRECTORY:
+        raise FormatError(f"{reference} has no root directory")
     return Image(
         reference=reference,
         layout=layout,

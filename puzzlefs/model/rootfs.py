@@ -43,7 +43,8 @@ class InodeTable(Protocol):
         ...
 
     def kinds(self) -> Iterator[tuple[int, int]]:
-        """``(ino, kind)`` of every inode, in the order of the layer, as plain numbers (``Kind`` values)."""
+        """``(ino, kind)`` of every inode, in the order of the layer, as plain numbers: ``Kind`` values, or others where
+        the inode is of a kind that we do not know."""
         ...
 
     def entry_numbers(self, ino: int) -> tuple[Sequence[int], bool] | None:

@@ -38,7 +38,7 @@ _UNBOUNDED: Final = 1 << 62
 
 
 class Entry(NamedTuple):
-    """A name in a directory as the whole stack shows it; ``kind`` is ``UNKNOWN`` where no layer has the inode."""
+    """A name in a directory as the whole stack shows it; ``kind`` is ``UNKNOWN`` where there is no such inode."""
 
     name: bytes
     ino: int
@@ -91,13 +91,15 @@ class Tree:
         raise NotFoundError(f"the image has no inode {ino}")
 
     def kind(self, ino: int) -> Kind | None:
-        """The kind of an inode without decoding it (``WHITEOUT`` if it is whited out), ``None`` if no layer has it.
+        """The kind of an inode without decoding it: ``WHITEOUT`` if it is whited out, ``None`` if no layer has it.
 
-        Raises:
-            FormatError: if it is of an unknown kind.
+        ``UNKNOWN`` is one that we do not know, which must not make its neighbours unreadable.
         """
         for layer in self._layers:
-            kind = layer.kind(ino)
+            try:
+                kind = layer.kind(ino)
+            except FormatError:
+                return Kind.UNKNOWN
             if kind is not None:
                 return kind
         return None
@@ -189,7 +191,7 @@ class Tree:
         """
         if entry.kind is Kind.UNKNOWN:
             raise FormatError(
-                f"entry {entry.name!r} of directory {parent} points to inode {entry.ino}, which is missing"
+                f"entry {entry.name!r} of directory {parent} points to inode {entry.ino}, which is missing or no file"
             )
         if entry.kind is Kind.DIRECTORY and entry.ino in self.links().misplaced:
             if entry.ino == ROOT_INO:
@@ -291,6 +293,8 @@ class Tree:
             if not isinstance(inode.content, Directory):
                 if found:
                     break  # below, the number was something else
+                if isinstance(inode.content, Whiteout):
+                    raise NotFoundError(f"the image has no inode {ino}")
                 raise InvalidArgumentError(f"inode {ino} is not a directory")
             found = True
             self._add_entries(ino, inode.content, merged)

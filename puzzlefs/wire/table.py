@@ -105,9 +105,6 @@ class WireInodeTable:
         start = (self._first + 1) * 4 + LOW_HALF
         stride = self._stride * 4
         tags = self._message.quarters[start : start + (self._count - 1) * stride + 1 : stride]
-        if max(tags) > _LAST_KIND:
-            ino, tag = next((ino, tag) for ino, tag in zip(self._numbers, tags, strict=True) if tag > _LAST_KIND)
-            raise FormatError(f"inode {ino} is of an unknown kind: {tag}")
         return zip(self._numbers, tags, strict=True)
 
     def entry_numbers(self, ino: int) -> tuple[Sequence[int], bool] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ def regular(ino: int, *chunks: FileChunk, **fields: Any) -> Inode:
 def symlink(ino: int, target: bytes, **fields: Any) -> Inode:
     """A symbolic link."""
     return inode(ino, Symlink(target), **{"permissions": 0o777, **fields})
+
+
+def recompressed(chunk: FileChunk, compressed: bool) -> FileChunk:
+    """The same part of the same chunk, whose compression is said to be another."""
+    return replace(chunk, blob=replace(chunk.blob, compressed=compressed))
 
 
 def replace_once(data: bytes, old: bytes, new: bytes) -> bytes:
