@@ -46,7 +46,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="mount an image",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        usage="%(prog)s [-f] [-i FIFO] [-o OPT,OPT…] [-d HEX] [--verity auto|kernel|user] IMAGE MOUNTPOINT",
+        usage="%(prog)s [-f] [-i FIFO] [-o OPT,OPT…] [-d HEX] [--verity auto|kernel|user] "
+        "[--engine auto|kernel|pyfuse3] IMAGE MOUNTPOINT",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
@@ -68,6 +69,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="with --digest: who checks what lies below, fs-verity in the kernel, this program, or (auto, the "
         "default) the kernel where a file has fs-verity enabled: --verity kernel",
     )
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "kernel", "pyfuse3"),
+        default="pyfuse3",
+        help="who speaks to the kernel: this program itself (kernel), libfuse (pyfuse3), or (auto, the default) the "
+        "first of them that can do it here: --engine pyfuse3",
+    )
     parser.add_argument("--log-file", metavar="FILE", help="in the background, append the log to this file")
     parser.add_argument(
         "--log-level",
@@ -86,6 +94,7 @@ class _Request:
     options: tuple[str, ...]
     digest: str | None
     verity: Literal["auto", "kernel", "user"]
+    engine: Literal["auto", "kernel", "pyfuse3"]
     log_level: int
     log_file: Path | None
 
@@ -102,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         options=tuple(args.options),
         digest=args.digest,
         verity=args.verity,
+        engine=args.engine,
         log_level=level_from(args.log_level),
         log_file=Path(args.log_file).absolute() if args.log_file else None,
     )
@@ -156,4 +166,4 @@ def _serve(request: _Request, ready: Callable[[], None]) -> None:
 
     options = parse_options(request.options)
     with open_image(request.image, digest=request.digest, verity=request.verity) as image:
-        mount(image, request.mountpoint, options, on_ready=ready)
+        mount(image, request.mountpoint, options, on_ready=ready, engine=request.engine)

@@ -1,8 +1,7 @@
 """What serves a mount: the seam between the operations and whoever speaks to the kernel.
 
 An engine mounts, answers requests by calling ``Operations`` until somebody unmounts, and leaves nothing mounted.
-There is one today, pyfuse3 on trio; one that speaks the kernel's protocol itself may stand beside it and must pass
-the same tests.
+There are two, which pass the same tests: one on pyfuse3 and trio, and one that speaks the kernel's protocol itself.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Final, Protocol
 from puzzlefs.errors import InvalidArgumentError, MountError, NotFoundError
 from puzzlefs.model import ROOT_INO
 from puzzlefs.mount.operations import Operations
+from puzzlefs.mount.options import MountOptions
 
 FOREVER: Final = float(1 << 31)
 """Seconds for which the kernel may keep names and attributes, because an image cannot change: 68 years.
@@ -33,13 +33,15 @@ class Mounting:
     Attributes:
         operations: what requests mean.
         mountpoint: an existing directory, absolute.
-        words: mount options as libfuse takes them.
+        options: how to mount.
+        fsname: what ``mount`` shows as the source, where the options name nothing.
         on_ready: called once, when the mount point answers.
     """
 
     operations: Operations
     mountpoint: Path
-    words: tuple[str, ...]
+    options: MountOptions
+    fsname: str
     on_ready: Callable[[], None]
 
 
@@ -51,6 +53,7 @@ class Engine(Protocol):
 
         Raises:
             MountError: if mounting fails or the session with the kernel breaks.
+            UnsupportedError: if this machine or this user lacks what the engine needs.
         """
         ...
 

@@ -183,8 +183,8 @@ def _mount_as_user(point: Path, options: MountOptions, fsname: str) -> tuple[int
     os.set_inheritable(fd, False)
     os.set_blocking(fd, False)
     if options.auto_unmount:
-        assert process.stderr is not None
-        process.stderr.close()  # it stays behind, and nobody listens
+        if process.stderr is not None:
+            process.stderr.close()  # it stays behind, and nobody listens
         return fd, ours
     process.communicate()
     ours.close()

@@ -7,7 +7,8 @@ structures are padded to 8 bytes, so every layout here is the same on 32-bit and
 Version notes, from the header's own history. 7.31 (Linux 5.4) is the oldest that is spoken; nothing newer is needed:
 
 * 7.21 ``READDIRPLUS`` · 7.23 negative time stamps, ``NO_OPEN_SUPPORT`` · 7.25 ``PARALLEL_DIROPS`` · 7.26 ``POSIX_ACL``
-* 7.28 ``MAX_PAGES``, ``CACHE_SYMLINKS``, ``FOPEN_CACHE_DIR`` · 7.29 ``NO_OPENDIR_SUPPORT`` · 7.30 ``EXPLICIT_INVAL_DATA``
+* 7.28 ``MAX_PAGES``, ``CACHE_SYMLINKS``, ``FOPEN_CACHE_DIR`` · 7.29 ``NO_OPENDIR_SUPPORT``
+* 7.30 ``EXPLICIT_INVAL_DATA``
 * 7.32 and 7.36 put meaning into reserved fields (``fuse_attr.flags``; ``flags2`` of INIT) that are zero here
 * 7.38 splits the header's padding (``total_extlen``); 7.39 adds ``STATX``, which ENOSYS turns off; a kernel that is
   newer than this speaks the older protocol when INIT answers with it.
@@ -260,9 +261,7 @@ def direntplus(ino: int, attr: bytes, valid: int, offset: int, kind: int, name: 
 def direntplus_without_lookup(ino: int, offset: int, kind: int, name: bytes) -> bytes:
     """An entry of READDIRPLUS that is shown in the listing and nothing more; the kernel asks when it needs it."""
     length = len(name)
-    return (
-        _ENTRY_AND_DIRENT.pack(0, 0, 0, 0, 0, 0, b"", ino, offset, length, kind) + name + _PADDING[length & 7]
-    )
+    return _ENTRY_AND_DIRENT.pack(0, 0, 0, 0, 0, 0, b"", ino, offset, length, kind) + name + _PADDING[length & 7]
 
 
 def padded_name_size(length: int) -> int:

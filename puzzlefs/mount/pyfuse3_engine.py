@@ -78,7 +78,8 @@ class _Session:
         _pyfuse3_log.addFilter(_is_worth_logging)
         point = self._mounting.mountpoint
         handlers = _Handlers(self._mounting.operations)
-        _init(handlers, os.fspath(point), self._mounting.words)
+        words = self._mounting.options.libfuse_words(self._mounting.fsname, as_root=os.geteuid() == 0)
+        _init(handlers, os.fspath(point), words)
         mount = mounted_at(point)
         try:
             trio.run(self._main)

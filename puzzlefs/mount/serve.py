@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -12,16 +11,18 @@ from typing import Final, Literal
 from puzzlefs.errors import InvalidArgumentError, UnsupportedError
 from puzzlefs.image import Image, open_image
 from puzzlefs.mount.engine import Engine, Mounting, checked_mountpoint
+from puzzlefs.mount.kernel_engine import KernelEngine
+from puzzlefs.mount.kernel_mount import is_supported
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.options import MountOptions, parse_options
 from puzzlefs.oci import ImageReference
 
 log = logging.getLogger("puzzlefs.mount")
 
-EngineName = Literal["pyfuse3"]
-"""Who speaks to the kernel."""
+EngineName = Literal["auto", "kernel", "pyfuse3"]
+"""Who speaks to the kernel: this program itself, libfuse, or (auto) the first of them that can do it here."""
 
-ENGINES: Final[tuple[EngineName, ...]] = ("pyfuse3",)
+ENGINES: Final[tuple[EngineName, ...]] = ("auto", "kernel", "pyfuse3")
 
 
 def mount(
@@ -36,7 +37,7 @@ def mount(
 
     Blocks. In the main thread SIGINT, SIGTERM and SIGHUP unmount and make it return; in any other thread only an
     unmount does. The mount is read-only, its content never changes, and no byte is served unverified. When it returns
-    or raises, nothing of it is left mounted. A process can serve one mount at a time.
+    or raises, nothing of it is left mounted. A process can serve one mount through pyfuse3 at a time.
 
     Args:
         image: an open image, which stays open; or the name of one, ``OCI_DIR:TAG``.
@@ -51,7 +52,8 @@ def mount(
         PuzzlefsError: as ``open_image``, where ``image`` is a name.
         InvalidArgumentError: for an option that is not known, an unknown engine, or a mount point that is no directory.
         MountError: if the host refuses to mount, or the session with the kernel breaks.
-        UnsupportedError: if libfuse is missing, or this process serves a mount already.
+        UnsupportedError: if this machine or this user lacks what the engine needs (``/dev/fuse``, ``fusermount3``,
+            libfuse), or this process serves a mount through pyfuse3 already.
     """
     if not isinstance(options, MountOptions):
         options = parse_options(options)
@@ -61,15 +63,17 @@ def mount(
         if not isinstance(image, Image):
             image = stack.enter_context(open_image(image))
         reference = image.reference
-        words = options.libfuse_words(f"{reference.layout.absolute()}:{reference.tag}", as_root=os.geteuid() == 0)
+        fsname = f"{reference.layout.absolute()}:{reference.tag}"
         log.info("Mounting %s", point)
-        server.serve(Mounting(Operations(image), point, tuple(words), on_ready or _nothing))
+        server.serve(Mounting(Operations(image), point, options, fsname, on_ready or _nothing))
         log.info("Unmounted %s", point)
 
 
 def _engine(name: str) -> Engine:
     if name not in ENGINES:
-        raise InvalidArgumentError(f"there is no engine {name!r}", hint=f"there is: {', '.join(ENGINES)}")
+        raise InvalidArgumentError(f"there is no engine {name!r}", hint=f"there are: {', '.join(ENGINES)}")
+    if name == "kernel" or (name == "auto" and is_supported()):
+        return KernelEngine()
     try:
         # here and not above, because it costs 130 ms that nobody should pay for `import puzzlefs`
         from puzzlefs.mount.pyfuse3_engine import Pyfuse3Engine  # noqa: PLC0415
