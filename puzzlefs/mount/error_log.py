@@ -113,7 +113,7 @@ class ErrorLog:
             left_out, self._left_out = self._left_out, 0
         if left_out:
             log.error("%d more errors were not logged", left_out)
-        expected = isinstance(error, PuzzlefsError | OSError | OverflowError)
+        expected = isinstance(error, PuzzlefsError | OSError)
         log.error("%s %s: %s", request, self._subject(ino, name), error, exc_info=None if expected else error)
 
     def _may_write(self) -> bool:

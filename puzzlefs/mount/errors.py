@@ -45,7 +45,6 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         InvalidArgumentError: errno.EINVAL,
         PuzzlefsError: errno.EIO,
         MemoryError: errno.ENOMEM,
-        OverflowError: errno.EOVERFLOW,
         OSError: errno.EIO,
         Exception: errno.EIO,
     }

@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from puzzlefs.errors import BlobNotFoundError, FormatError, NotFoundError
@@ -29,8 +28,6 @@ from puzzlefs.mount.errors import RequestError, errno_of
 from puzzlefs.vfs import Attributes, Entry, ReadPlan, Totals
 from puzzlefs.vfs.tree import MAX_NAME_LENGTH
 
-_MAX_RDEV: Final = 0xFFFF_FFFF  # struct fuse_attr.rdev is 32 bits wide, like the kernel's own dev_t
-_MAX_NLINK: Final = 0xFFFF_FFFF
 _PRIVILEGED_XATTRS: Final = b"trusted."
 
 
@@ -212,15 +209,10 @@ class Operations:
 
     def _attributes(self, ino: int) -> Attributes:
         try:
-            attributes = self._tree.attributes(ino)
+            return self._tree.attributes(ino)
         except NotFoundError as error:
             # a number that an entry, or the kernel, has from this image: the image contradicts itself
             raise FormatError(f"inode {ino} does not exist") from error
-        if attributes.rdev > _MAX_RDEV:
-            raise OverflowError(f"device number {attributes.rdev:#x} does not fit into the kernel's 32 bits")
-        if attributes.nlink > _MAX_NLINK:
-            attributes = replace(attributes, nlink=_MAX_NLINK)
-        return attributes
 
     def _failed(self, request: str, ino: int, error: Exception, name: bytes | None = None) -> RequestError:
         number = errno_of(error)
