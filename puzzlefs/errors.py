@@ -91,7 +91,7 @@ class TagNotFoundError(NotFoundError):
     """
 
     def __init__(self, layout: str, tag: str, available: Sequence[str]) -> None:
-        shown = ", ".join(available[:20]) + (", …" if len(available) > 20 else "")
+        shown = ", ".join(map(_shown, available[:20])) + (", …" if len(available) > 20 else "")
         super().__init__(
             f"{layout} has no tag {tag!r}",
             hint=f"its tags are: {shown}" if available else "it has no tags at all",
@@ -142,3 +142,8 @@ class StorageError(PuzzlefsError):
 
 class MountError(PuzzlefsError):
     """Mounting or unmounting failed."""
+
+
+def _shown(text: str) -> str:
+    """Text of an image as part of a message: what could confuse a terminal, or is too long, becomes a literal."""
+    return text if text and text.isprintable() and len(text) <= 80 else ascii(text[:80])
