@@ -32,7 +32,7 @@ lint: setup ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
-	$(BIN)/mypy --strict scripts
+	$(BIN)/mypy --strict scripts benchmarks
 	$(BIN)/lint-imports
 
 format: setup ## rewrite the sources as ruff wants them
