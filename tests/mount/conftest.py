@@ -16,7 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mounting import VARIANTS, Built, Mount, Mounted, build, is_mounted, run_puzzlefs, wait_for_end
+from mounting import (
+    COMMAND,
+    ENGINES,
+    VARIANTS,
+    Built,
+    Foreground,
+    Mount,
+    Mounted,
+    build,
+    is_mounted,
+    read_fifo,
+    run_puzzlefs,
+    wait_for_end,
+)
 from odd_tree import make_odd_tree
 
 
@@ -50,27 +63,35 @@ def _mounted(
         assert made.bad_lines() == []
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Who speaks to the kernel."""
+    return str(request.param)
+
+
 @pytest.fixture
-def mounted(tmp_path: Path) -> Mount:
+def mounted(tmp_path: Path, engine: str) -> Mount:
     """``with mounted(image, *options) as mount:``; ``bad_lines=True`` where the test looks at the log itself."""
     count = 0
 
     def mount(image: str, *options: str, at: Path | None = None, **named: Any) -> AbstractContextManager[Mounted]:
         nonlocal count
         count += 1
-        return _mounted(image, at or tmp_path / f"mount-{count}", tmp_path / f"mount-{count}.log", *options, **named)
+        path, log_file = at or tmp_path / f"mount-{count}", tmp_path / f"mount-{count}.log"
+        return _mounted(image, path, log_file, "--engine", engine, *options, **named)
 
     return mount
 
 
 @pytest.fixture(scope="module")
-def shared_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+def shared_mount(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Callable[..., Path]]:
     """``shared_mount(image)`` mounts for all tests of a module."""
     with contextlib.ExitStack() as stack:
 
         def mount(image: str, *options: str, at: Path | None = None) -> Path:
             base = tmp_path_factory.mktemp("shared")
-            return stack.enter_context(_mounted(image, at or base / "mount", base / "log", *options)).path
+            path, log_file = at or base / "mount", base / "log"
+            return stack.enter_context(_mounted(image, path, log_file, "--engine", engine, *options)).path
 
         yield mount
 
@@ -111,3 +132,25 @@ def fifo(tmp_path: Path) -> Path:
     path = tmp_path / "ready"
     os.mkfifo(path)
     return path
+
+
+@pytest.fixture
+def foreground(point: Path, fifo: Path, engine: str) -> Foreground:
+    """``with foreground(image, *options) as process:`` is a mount at ``point`` in the foreground that is ready."""
+
+    @contextlib.contextmanager
+    def serve(image: str, *options: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+        command = [*COMMAND, "mount", "-f", "-i", str(fifo), "--engine", engine, *options, image, str(point)]
+        environment = {**os.environ, **(env or {})}
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+            try:
+                assert read_fifo(fifo) == b"s"
+                assert is_mounted(point)
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    subprocess.run(["umount", "-l", point], check=False)
+
+    return serve

@@ -7,8 +7,8 @@ import re
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,7 @@ class Mounted:
 
 
 Mount = Callable[..., AbstractContextManager[Mounted]]
+Foreground = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ class Built:
     def image(self, tag: str) -> str:
         return f"{self.layout / ('old' if tag.startswith(('v1', 'v2')) else 'new')}:{tag}"
 
+
+ENGINES = ("kernel", "pyfuse3")
+"""Who speaks to the kernel; every test of a working mount runs with each of them."""
 
 VARIANTS: dict[str, Sequence[str]] = {
     "v1": ("--format-version", "1"),
@@ -105,22 +109,3 @@ def read_fifo(path: Path, timeout: float = 20) -> bytes:
         return os.read(fd, 10) if select.select([fd], [], [], timeout)[0] else b""
     finally:
         os.close(fd)
-
-
-@contextmanager
-def foreground(
-    image: str, point: Path, fifo: Path, *options: str, env: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """A mount in the foreground that is ready."""
-    command = [*COMMAND, "mount", "-f", "-i", str(fifo), *options, image, str(point)]
-    environment = {**os.environ, **(env or {})}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
-        try:
-            assert read_fifo(fifo) == b"s"
-            assert is_mounted(point)
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-                subprocess.run(["umount", "-l", point], check=False)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import COMMAND, Built, Mount, foreground, is_mounted, read_fifo, run_puzzlefs, wait_for_end
+from mounting import COMMAND, Built, Foreground, Mount, is_mounted, read_fifo, run_puzzlefs, wait_for_end
 
 pytestmark = pytest.mark.mount
 
@@ -22,16 +22,16 @@ pytestmark = pytest.mark.mount
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_end_the_foreground(odd: Built, point: Path, fifo: Path, number: signal.Signals) -> None:
-    with foreground(odd.image("v3"), point, fifo) as process:
+def test_signals_end_the_foreground(odd: Built, point: Path, foreground: Foreground, number: signal.Signals) -> None:
+    with foreground(odd.image("v3")) as process:
         process.send_signal(number)
         _, said = process.communicate(timeout=20)
         assert process.returncode == 0, said
         assert not is_mounted(point)
 
 
-def test_a_signal_ends_a_mount_in_use(odd: Built, point: Path, fifo: Path) -> None:
-    with foreground(odd.image("v3"), point, fifo) as process, open(point / "big" / "text", "rb") as file:
+def test_a_signal_ends_a_mount_in_use(odd: Built, point: Path, foreground: Foreground) -> None:
+    with foreground(odd.image("v3")) as process, open(point / "big" / "text", "rb") as file:
         assert file.read(4) == b"line"
         user = subprocess.Popen(["sleep", "60"], cwd=point / "bin")
         try:
@@ -44,15 +44,15 @@ def test_a_signal_ends_a_mount_in_use(odd: Built, point: Path, fifo: Path) -> No
             user.wait()
 
 
-def test_an_unmount_from_outside_ends_the_foreground(odd: Built, point: Path, fifo: Path) -> None:
-    with foreground(odd.image("v3"), point, fifo) as process:
+def test_an_unmount_from_outside_ends_the_foreground(odd: Built, point: Path, foreground: Foreground) -> None:
+    with foreground(odd.image("v3")) as process:
         subprocess.run(["umount", point], check=True)
         process.communicate(timeout=20)
         assert process.returncode == 0
 
 
-def test_puzzlefs_umount_ends_the_foreground(odd: Built, point: Path, fifo: Path) -> None:
-    with foreground(odd.image("v3"), point, fifo) as process:
+def test_puzzlefs_umount_ends_the_foreground(odd: Built, point: Path, foreground: Foreground) -> None:
+    with foreground(odd.image("v3")) as process:
         run_puzzlefs("umount", point)
         assert not is_mounted(point)
         process.communicate(timeout=20)
@@ -60,9 +60,9 @@ def test_puzzlefs_umount_ends_the_foreground(odd: Built, point: Path, fifo: Path
 
 
 def test_a_lazy_unmount_does_not_endanger_what_is_mounted_next(
-    odd: Built, point: Path, fifo: Path, mounted: Mount
+    odd: Built, point: Path, foreground: Foreground, mounted: Mount
 ) -> None:
-    with foreground(odd.image("v3"), point, fifo) as process, open(point / "big" / "text", "rb") as file:
+    with foreground(odd.image("v3")) as process, open(point / "big" / "text", "rb") as file:
         subprocess.run(["umount", "-l", point], check=True)
         with mounted(odd.image("v1"), at=point):
             process.send_signal(signal.SIGTERM)
@@ -72,8 +72,8 @@ def test_a_lazy_unmount_does_not_endanger_what_is_mounted_next(
         assert file.readable()
 
 
-def test_the_foreground_logs_to_stderr(odd: Built, point: Path, fifo: Path) -> None:
-    with foreground(odd.image("v3"), point, fifo) as process:
+def test_the_foreground_logs_to_stderr(odd: Built, point: Path, foreground: Foreground) -> None:
+    with foreground(odd.image("v3")) as process:
         process.send_signal(signal.SIGTERM)
         printed, said = process.communicate(timeout=20)
     assert printed == ""
@@ -92,9 +92,9 @@ def test_the_foreground_logs_to_stderr(odd: Built, point: Path, fifo: Path) -> N
     ],
 )
 def test_how_much_is_logged(  # noqa: PLR0917
-    odd: Built, point: Path, fifo: Path, variable: str, options: tuple[str, ...], expected: set[str]
+    odd: Built, point: Path, foreground: Foreground, variable: str, options: tuple[str, ...], expected: set[str]
 ) -> None:
-    with foreground(odd.image("v3"), point, fifo, *options, env={"PUZZLEFS_LOG": variable}) as process:
+    with foreground(odd.image("v3"), *options, env={"PUZZLEFS_LOG": variable}) as process:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=20)
     assert {word for word in ("DEBUG", "INFO") if word in said} == expected
@@ -110,13 +110,13 @@ def test_a_log_level_that_does_not_exist(odd: Built, point: Path) -> None:
 # ---- the background
 
 
-def test_the_daemon_is_detached(odd: Built, mounted: Mount, tmp_path: Path) -> None:
+def test_the_daemon_is_detached(odd: Built, tmp_path: Path, engine: str) -> None:
     inherited = os.open(tmp_path / "inherited", os.O_RDWR | os.O_CREAT)
     os.set_inheritable(inherited, True)
     log = tmp_path / "log"
     point = tmp_path / "point"
     point.mkdir()
-    command = [*COMMAND, "mount", "--log-file", str(log), odd.image("v3"), str(point)]
+    command = [*COMMAND, "mount", "--engine", engine, "--log-file", str(log), odd.image("v3"), str(point)]
     with subprocess.Popen(command, pass_fds=[inherited], stdin=subprocess.DEVNULL) as process:
         assert process.wait(timeout=30) == 0
     os.close(inherited)

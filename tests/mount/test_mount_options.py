@@ -65,10 +65,10 @@ def test_names(odd: Built, mounted: Mount, options: Sequence[str], source: str, 
         assert _shown(mount.path)[:2] == (source, kind)
 
 
-def test_subtype(odd: Built, tmp_path: Path) -> None:
+def test_subtype(odd: Built, tmp_path: Path, engine: str) -> None:
     path = tmp_path / "mount"
     path.mkdir()
-    run_puzzlefs("mount", "-o", "subtype=other", odd.image("v3"), path)
+    run_puzzlefs("mount", "--engine", engine, "-o", "subtype=other", odd.image("v3"), path)
     try:
         assert _shown(path)[1] == "fuse.other"
         refused = run_puzzlefs("umount", path, check=False)
