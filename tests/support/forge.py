@@ -75,6 +75,12 @@ def recompressed(chunk: FileChunk, compressed: bool) -> FileChunk:
     return replace(chunk, blob=replace(chunk.blob, compressed=compressed))
 
 
+def put_file(path: Path, data: bytes) -> None:
+    """Write a file anew: some file systems wait for the disk where an old one is truncated and written again."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
 def replace_once(data: bytes, old: bytes, new: bytes) -> bytes:
     """``data`` with the one place where ``old`` stands patched."""
     assert len(old) == len(new)
@@ -106,7 +112,7 @@ class Forge:
     def blob(self, data: bytes) -> Digest:
         """Store a blob."""
         digest = Digest.of(data)
-        self.blob_path(digest).write_bytes(data)
+        put_file(self.blob_path(digest), data)
         return digest
 
     def chunk(self, data: bytes, *, compressed: bool = False, offset: int = 0, length: int | None = None) -> FileChunk:
@@ -173,7 +179,7 @@ class Forge:
 
     def raw_index(self, data: bytes) -> str:
         """Write ``index.json``."""
-        (self.path / "index.json").write_bytes(data)
+        put_file(self.path / "index.json", data)
         return self.reference()
 
     def sparse_blob(self, digest: Digest, size: int) -> None:
