@@ -65,6 +65,7 @@ def mount(
         reference = image.reference
         fsname = f"{reference.layout.absolute()}:{reference.tag}"
         log.info("Mounting %s", point)
+        log.debug("%s with %s, %s", fsname, type(server).__name__, options)
         server.serve(Mounting(Operations(image), point, options, fsname, on_ready or _nothing))
         log.info("Unmounted %s", point)
 
