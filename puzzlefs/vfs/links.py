@@ -82,10 +82,17 @@ def _directories(tables: Sequence[InodeTable]) -> tuple[set[int], set[int]]:
     for table in reversed(tables):
         here = {ino for ino, kind in table.kinds() if kind == directory}
         dead = {ino for ino, kind in table.kinds() if kind == whiteout}
-        touched = dead | directories | whiteouts
-        others = {ino for ino, kind in table.kinds() if ino in touched and kind not in (directory, whiteout)}
-        live = here | others
-        dead -= live  # a number that stands twice: the live one counts
-        directories = (directories - dead - others) | here
-        whiteouts = (whiteouts - live) | dead
+        others = {  # only those that matter: most inodes are neither
+            ino
+            for ino, kind in table.kinds()
+            if kind not in (directory, whiteout) and (ino in dead or ino in directories or ino in whiteouts)
+        }
+        dead -= here  # a number that stands twice: the live one counts
+        dead -= others
+        directories -= dead
+        directories -= others
+        directories |= here
+        whiteouts -= here
+        whiteouts -= others
+        whiteouts |= dead
     return directories, whiteouts

@@ -25,6 +25,7 @@ from puzzlefs.model import ROOT_INO, Directory, Inode, InodeTable, Kind, Regular
 from puzzlefs.vfs.attributes import Attributes, attributes_of
 from puzzlefs.vfs.links import Links, count_links
 from puzzlefs.vfs.plan import MAX_FILE_SIZE, FileMap, ReadPlan
+from puzzlefs.vfs.stack import LayerStack
 
 MAX_NAME_LENGTH: Final = 255
 """Bytes of the longest name (Linux NAME_MAX)."""
@@ -64,7 +65,7 @@ class Tree:
             layers: the metadata layers.
             max_entries: no honest image of this size has more directory entries than that.
         """
-        self._layers = tuple(layers)
+        self._stack = LayerStack(layers)
         self._max_entries = max_entries
         self._entries: WeightedLru[int, tuple[Entry, ...]] = WeightedLru(_ENTRY_CACHE)
         self._maps: WeightedLru[int, FileMap] = WeightedLru(_MAP_CACHE)
@@ -82,7 +83,7 @@ class Tree:
             NotFoundError: if there is none, or it is whited out.
             FormatError: if it is malformed.
         """
-        for layer in self._layers:
+        for layer in self._stack.mentioning(ino):
             inode = layer.find(ino)
             if inode is not None:
                 if isinstance(inode.content, Whiteout):
@@ -95,7 +96,7 @@ class Tree:
 
         ``UNKNOWN`` is one that we do not know, which must not make its neighbours unreadable.
         """
-        for layer in self._layers:
+        for layer in self._stack.mentioning(ino):
             try:
                 kind = layer.kind(ino)
             except FormatError:
@@ -269,7 +270,7 @@ class Tree:
         """
         with self._lock:
             if self._links is None:
-                self._links = count_links(self._layers, self._numbers, self._max_entries)
+                self._links = count_links(self._stack.layers, self._numbers, self._max_entries)
             return self._links
 
     # ---- inside
@@ -286,7 +287,7 @@ class Tree:
     def _merge(self, ino: int) -> tuple[Entry, ...]:
         merged: dict[bytes, Entry] = {}
         found = False
-        for layer in self._layers:
+        for layer in self._stack.mentioning(ino):
             inode = layer.find(ino)
             if inode is None:
                 continue
@@ -324,7 +325,7 @@ class Tree:
 
     def _numbers(self, ino: int) -> Sequence[int]:
         """The inode numbers in a directory's entries; names are read only where layers merge."""
-        for layer in self._layers:
+        for layer in self._stack.mentioning(ino):
             found = layer.entry_numbers(ino)
             if found is not None:
                 numbers, look_below = found
