@@ -1,0 +1,300 @@
+"""``puzzlefs build`` as it is typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from puzzlefs.image import open_image
+from puzzlefs.model import ROOT_INO
+from puzzlefs_cli.exit_codes import ExitCode
+
+pytestmark = pytest.mark.cli
+
+PUZZLEFS = [str(Path(sys.executable).with_name("puzzlefs"))]
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting is for root")
+
+
+def puzzlefs(*words: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    variables = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
+    return subprocess.run(
+        [*PUZZLEFS, *words],
+        capture_output=True,
+        text=True,
+        env=variables | (environment or {}),
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    place = tmp_path / "root"
+    place.mkdir()
+    (place / "file").write_bytes(b"content")
+    (place / "zeros").write_bytes(bytes(200_000))
+    return place
+
+
+class TestOutput:
+    def test_is_the_digest_and_nothing_else(self, root: Path, tmp_path: Path) -> None:
+        result = puzzlefs("build", root, f"{tmp_path}/oci:tag")
+        assert result.returncode == 0
+        assert result.stderr == ""
+        match = re.fullmatch(r"puzzlefs image manifest digest: ([0-9a-f]{64})\n", result.stdout)
+        assert match is not None
+        with open_image(f"{tmp_path}/oci:tag", digest=match[1]) as image:
+            assert image.version == 3
+
+    def test_two_words_name_the_same_image(self, root: Path, tmp_path: Path) -> None:
+        one = puzzlefs("build", root, f"{tmp_path}/oci:tag")
+        two = puzzlefs("build", root, f"{tmp_path}/oci", "tag")
+        assert one.returncode == two.returncode == 0
+        assert one.stdout == two.stdout
+        assert [path.name for path in tmp_path.iterdir() if path.name != "root"] == ["oci"]
+
+    def test_a_directory_with_colons(self, root: Path, tmp_path: Path) -> None:
+        assert puzzlefs("build", root, f"{tmp_path}/a:b/c:d:tag").returncode == 0
+        assert (tmp_path / "a:b" / "c:d" / "index.json").exists()
+
+    def test_json(self, root: Path, tmp_path: Path) -> None:
+        plain = puzzlefs("build", root, f"{tmp_path}/plain:tag")
+        result = puzzlefs("build", "--json", root, f"{tmp_path}/oci:tag")
+        report = json.loads(result.stdout)
+        assert result.stdout.count("\n") == 1
+        assert report.pop("seconds") >= 0
+        assert report.pop("stored_bytes") == sum(
+            path.stat().st_size for path in (tmp_path / "oci" / "blobs" / "sha256").iterdir()
+        )
+        assert report == {
+            "digest": plain.stdout.split()[-1],
+            "inodes": 3,
+            "bytes": 200_007,
+            "chunks": 1,
+            "new_chunks": 1,
+            "mount_points": [],
+        }
+
+    @pytest.mark.parametrize("version", [1, 2, 3])
+    @pytest.mark.parametrize("compression", [[], ["-c"], ["--compression"]], ids=str)
+    def test_versions_and_compression(self, root: Path, tmp_path: Path, version: int, compression: list[str]) -> None:
+        result = puzzlefs("build", *compression, "--format-version", str(version), root, f"{tmp_path}/oci:tag")
+        assert result.returncode == 0
+        with open_image(f"{tmp_path}/oci:tag", digest=result.stdout.split()[-1]) as image:
+            assert image.version == version
+            (part,) = image.tree.plan(image.tree.lookup(ROOT_INO, b"zeros").ino, 0, 10).pieces
+            assert part.compressed is bool(compression)
+
+    def test_ronomon_says_nothing_more(self, root: Path, tmp_path: Path) -> None:
+        result = puzzlefs("build", "--chunker", "ronomon", root, f"{tmp_path}/oci:tag")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith("puzzlefs image manifest digest: ")
+        assert result.stdout.count("\n") == 1
+
+    def test_help_explains_every_option_with_an_example(self) -> None:
+        result = puzzlefs("build", "-h")
+        assert result.returncode == 0
+        for option in (
+            "--compression",
+            "--format-version",
+            "--chunker",
+            "--timestamps",
+            "--cross-mounts",
+            "--check-existing",
+            "--json",
+            "--quiet",
+        ):
+            assert re.search(rf"{option}\b.*\s+\S.{{20}}", result.stdout), option
+        assert "puzzlefs build rootfs images:debian" in result.stdout
+
+
+class TestTimestamps:
+    @pytest.fixture
+    def dated(self, root: Path) -> Path:
+        os.utime(root / "file", ns=(0, 2_000_000_000_000_000_007))
+        os.utime(root / "zeros", ns=(0, 5))
+        return root
+
+    def times(self, layout: Path) -> list[int]:
+        with open_image(f"{layout}:tag") as image:
+            names = (b"file", b"zeros")
+            return [image.tree.attributes(image.tree.lookup(ROOT_INO, name).ino).mtime_ns for name in names]
+
+    def test_none_is_the_default(self, dated: Path, tmp_path: Path) -> None:
+        assert puzzlefs("build", dated, f"{tmp_path}/oci:tag").returncode == 0
+        assert self.times(tmp_path / "oci") == [0, 0]
+
+    def test_keep(self, dated: Path, tmp_path: Path) -> None:
+        assert puzzlefs("build", "--timestamps", "keep", dated, f"{tmp_path}/oci:tag").returncode == 0
+        assert self.times(tmp_path / "oci") == [2_000_000_000_000_000_007, 5]
+
+    def test_clamp_reads_source_date_epoch(self, dated: Path, tmp_path: Path) -> None:
+        result = puzzlefs(
+            "build",
+            "--timestamps",
+            "clamp",
+            dated,
+            f"{tmp_path}/oci:tag",
+            environment={"SOURCE_DATE_EPOCH": "1700000000"},
+        )
+        assert result.returncode == 0
+        assert self.times(tmp_path / "oci") == [1_700_000_000_000_000_000, 5]
+
+    @pytest.mark.parametrize("value", [None, "", "yesterday", "1.5", "-1", "٣"])
+    def test_clamp_without_a_usable_one_is_a_usage_error(self, dated: Path, tmp_path: Path, value: str | None) -> None:
+        environment = {} if value is None else {"SOURCE_DATE_EPOCH": value}
+        result = puzzlefs("build", "--timestamps", "clamp", dated, f"{tmp_path}/oci:tag", environment=environment)
+        assert result.returncode == ExitCode.USAGE
+        assert "SOURCE_DATE_EPOCH" in result.stderr
+        assert not (tmp_path / "oci").exists()
+
+    def test_compiled_python_without_times_is_remarked_once(self, root: Path, tmp_path: Path) -> None:
+        for number in range(3):
+            (root / f"{number}.pyc").write_bytes(b"")
+        result = puzzlefs("build", root, f"{tmp_path}/oci:tag")
+        assert result.returncode == 0
+        (line,) = result.stderr.splitlines()
+        assert "--timestamps keep" in line
+        for quiet in (["--timestamps", "keep"], ["-q"]):
+            assert puzzlefs("build", *quiet, root, f"{tmp_path}/oci:tag").stderr == ""
+
+
+@needs_root
+def test_mount_points_are_named(root: Path, tmp_path: Path) -> None:
+    for name in ("mnt", "odd\nname"):
+        (root / name).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", root / name], check=True)
+        (root / name / "inside").write_bytes(b"")
+    try:
+        result = puzzlefs("build", root, f"{tmp_path}/oci:tag")
+        report = json.loads(puzzlefs("build", "--json", root, f"{tmp_path}/oci:tag").stdout)
+        crossing = puzzlefs("build", "--cross-mounts", root, f"{tmp_path}/oci:all")
+    finally:
+        for name in ("mnt", "odd\nname"):
+            subprocess.run(["umount", root / name], check=True)
+    assert [line.split(" is a mount point")[0] for line in result.stderr.splitlines()] == [
+        "puzzlefs: /mnt",
+        "puzzlefs: /odd\\nname",
+    ]
+    assert report["mount_points"] == ["/mnt", "/odd\nname"]
+    assert crossing.stderr == ""
+    with open_image(f"{tmp_path}/oci:tag") as image:
+        assert not image.tree.entries(image.tree.lookup(ROOT_INO, b"mnt").ino)
+    with open_image(f"{tmp_path}/oci:all") as image:
+        assert [entry.name for entry in image.tree.entries(image.tree.lookup(ROOT_INO, b"mnt").ino)] == [b"inside"]
+
+
+@needs_root
+def test_without_proc_the_image_is_the_same(root: Path, tmp_path: Path) -> None:
+    (root / "sub").mkdir()
+    os.setxattr(root / "sub", "user.note", b"yes")
+    usual = puzzlefs("build", root, f"{tmp_path}/usual:tag")
+    script = 'mount -t tmpfs none /proc && exec "$@"'
+    result = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *PUZZLEFS, "build", root, f"{tmp_path}/oci:tag"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == usual.stdout
+
+
+class TestProgress:
+    def run_in_terminal(self, *words: str | Path) -> tuple[str, str]:
+        """stdout, and what a terminal on stderr got."""
+        controller, terminal = pty.openpty()
+        process = subprocess.Popen(
+            [*PUZZLEFS, *words],
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            text=True,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+        )
+        os.close(terminal)
+        seen = b""
+        while select.select([controller], [], [], 60)[0]:
+            try:
+                data = os.read(controller, 65536)
+            except OSError:  # the other side is closed
+                break
+            seen += data
+        os.close(controller)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        return output, seen.decode(errors="replace")
+
+    def test_a_terminal_gets_a_bar(self, root: Path, tmp_path: Path) -> None:
+        output, seen = self.run_in_terminal("build", root, f"{tmp_path}/oci:tag")
+        assert re.fullmatch(r"puzzlefs image manifest digest: [0-9a-f]{64}\n", output)
+        assert "inodes" in seen
+
+    def test_quiet_leaves_it_out(self, root: Path, tmp_path: Path) -> None:
+        output, seen = self.run_in_terminal("build", "--quiet", root, f"{tmp_path}/oci:tag")
+        assert seen == ""
+        assert output.startswith("puzzlefs image manifest digest: ")
+
+
+class TestTrouble:
+    def test_usage(self, root: Path, tmp_path: Path) -> None:
+        for words in (
+            [],
+            [root],
+            [root, "no-tag"],
+            [root, f"{tmp_path}/oci", "tag", "more"],
+            ["--format-version", "4", root, f"{tmp_path}/oci:tag"],
+            ["--chunker", "rabin", root, f"{tmp_path}/oci:tag"],
+            ["--timestamps", "some", root, f"{tmp_path}/oci:tag"],
+            [root, f"{tmp_path}/oci", "not a tag"],
+            [root, f"{root}/oci:tag"],
+            [root / "file", f"{tmp_path}/oci:tag"],
+        ):
+            result = puzzlefs("build", *words)
+            assert result.returncode == ExitCode.USAGE, words
+            assert result.stdout == ""
+            assert "Traceback" not in result.stderr
+        assert os.listdir(tmp_path) == ["root"]
+        assert sorted(os.listdir(root)) == ["file", "zeros"]
+
+    def test_a_missing_tree(self, tmp_path: Path) -> None:
+        result = puzzlefs("build", tmp_path / "missing", f"{tmp_path}/oci:tag")
+        assert result.returncode == ExitCode.NOT_FOUND
+        assert result.stderr.count("\n") == 1
+        assert "missing does not exist" in result.stderr
+
+    def test_mixing_kinds_of_layout(self, root: Path, tmp_path: Path) -> None:
+        assert puzzlefs("build", "--format-version", "1", root, f"{tmp_path}/oci:tag").returncode == 0
+        result = puzzlefs("build", root, f"{tmp_path}/oci:other")
+        assert result.returncode == ExitCode.USAGE
+        assert "versions 1 and 2" in result.stderr
+
+    def test_a_place_that_cannot_be_written(self, root: Path) -> None:
+        result = puzzlefs("build", root, "/sys/oci:tag")
+        assert result.returncode == ExitCode.IO
+        assert result.stderr.startswith("puzzlefs: cannot create the image layout /sys/oci: ")
+
+    def test_being_told_to_end_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        (tmp_path / "root").mkdir()
+        for number in range(60):
+            (tmp_path / "root" / f"{number}").write_bytes(os.urandom(1 << 20))
+        process = subprocess.Popen([*PUZZLEFS, "build", tmp_path / "root", f"{tmp_path}/oci:tag"])
+        blobs = tmp_path / "oci" / "blobs" / "sha256"
+        deadline = time.monotonic() + 60
+        while not (blobs.is_dir() and len(os.listdir(blobs)) > 5):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == ExitCode.INTERRUPTED
+        assert os.listdir(blobs) == []
