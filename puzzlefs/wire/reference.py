@@ -5,9 +5,8 @@ Everything is decoded at once. Only this module imports ``capnp``.
 
 * One ``SchemaParser`` for each version, for the versions' files have the same ids, and two files with one id in one
   parser abort the process.
-* No traversal limit to speak of: the default of 8 M words ends a reader that walks a large list a few times. The walk
-  here is bounded instead by the list lengths, so it is meant for blobs whose digest has been verified or that our own
-  decoder, which bounds overlaps, has accepted.
+* The traversal limit grows with the message. The default of 8 M words is less than a large image has, and no limit at
+  all lets a small message (a list of half a milliard elements of no size) keep a reader busy for minutes.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from puzzlefs.model import (
 
 capnp.remove_import_hook()  # nobody asked for ``import some_capnp``
 
-_TRAVERSAL_LIMIT_WORDS = 2**62
+_TRAVERSAL_FACTOR = 16  # one walk takes less than three words for each of the message
 _PERMISSIONS = 0o7777
 
 # Directory of the schemas below ``format/``, and the files that define Rootfs and InodeVector.
@@ -135,7 +134,8 @@ def _schemas(version: int) -> tuple[Any, Any]:
 
 def _reading(schema: Any, data: bytes, decode: Callable[[Any], _Decoded]) -> _Decoded:
     try:
-        with schema.from_bytes(data, traversal_limit_in_words=_TRAVERSAL_LIMIT_WORDS) as reader:
+        limit = _TRAVERSAL_FACTOR * len(data) // 8 + 1024
+        with schema.from_bytes(data, traversal_limit_in_words=limit) as reader:
             return decode(reader)
     except (capnp.KjException, ValueError) as error:
         first_line = str(error).partition("\n")[0]

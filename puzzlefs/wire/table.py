@@ -194,7 +194,7 @@ class WireInodeTable:
             target = b""
             xattrs: tuple[Xattr, ...] = ()
             if self._pointer_words > 1 and words[at + data_words + 1]:
-                target, xattrs = self._additional(at + data_words + 1, ledger)
+                target, xattrs = self._additional(at + data_words + 1, ledger, has_target=tag == Kind.SYMLINK)
             content = self._content(tag, index, ledger, target)
         except FormatError as error:
             raise self._failure(index, fresh, _WHOLE, error) from error
@@ -249,10 +249,11 @@ class WireInodeTable:
         words = self._message.words
         return (words[start] if data_words else 0, words[start + 1] if data_words > 1 else 0)
 
-    def _additional(self, at: int, ledger: Ledger) -> tuple[bytes, tuple[Xattr, ...]]:
+    def _additional(self, at: int, ledger: Ledger, *, has_target: bool) -> tuple[bytes, tuple[Xattr, ...]]:
         message = self._message
         segment, start, data_words, pointer_words = message.struct_at(self._segment, at, "additional data")
         start += data_words
         xattrs = contents.xattrs_at(message, segment, start, ledger) if pointer_words else ()
-        target = message.data_at(segment, start + 1, "symlink target", ledger) if pointer_words > 1 else b""
-        return target, xattrs
+        if not has_target or pointer_words < 2:
+            return b"", xattrs
+        return message.data_at(segment, start + 1, "symlink target", ledger), xattrs

@@ -45,7 +45,7 @@ from puzzlefs.wire.reference import decode_inode_vector, decode_rootfs, schema_d
 pytestmark = pytest.mark.property
 
 VERSIONS = [1, 2, 3]
-relaxed = settings(deadline=None, max_examples=120, suppress_health_check=list(HealthCheck))
+relaxed = settings(deadline=None, max_examples=70, suppress_health_check=list(HealthCheck))
 
 
 def check_table(table: InodeTable, layer: Sequence[Inode]) -> None:
