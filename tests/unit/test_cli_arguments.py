@@ -1,0 +1,94 @@
+"""The command line's own decisions: how images are named, which exit code an error means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from puzzlefs import errors
+from puzzlefs.errors import InvalidArgumentError, PuzzlefsError
+from puzzlefs_cli.arguments import words
+from puzzlefs_cli.exit_codes import ExitCode, exit_code
+from puzzlefs_cli.main import describe
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("given", "layout", "tag"),
+    [
+        (["images:debian"], "images", "debian"),
+        (["/a:b/c:d"], "/a:b/c", "d"),
+        (["a:b:c"], "a:b", "c"),
+        (["dir with space:v1.2-rc_3"], "dir with space", "v1.2-rc_3"),
+        (["./x:y"], "x", "y"),
+        (["images", "debian"], "images", "debian"),
+        (["a:b", "c"], "a:b", "c"),
+        (["a:b:", "c"], "a:b:", "c"),
+    ],
+)
+def test_an_image_is_one_word_or_two(given: list[str], layout: str, tag: str) -> None:
+    before, reference, after = words(["ROOT", *given, "MNT"], ["ROOTFS"], ["MOUNTPOINT"])
+    assert (before, after) == (["ROOT"], ["MNT"])
+    assert (reference.layout, reference.tag) == (Path(layout), tag)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["ROOT"],
+        ["ROOT", "noimage"],
+        ["ROOT", "dir:"],
+        ["ROOT", ":tag"],
+        ["ROOT", "dir:ta g"],
+        ["ROOT", "dir", "ta g"],
+        ["ROOT", "dir", "tag", "more"],
+        ["ROOT", "dir", ""],
+        ["ROOT", "", "tag"],
+    ],
+)
+def test_words_that_name_no_image_are_a_usage_error(given: list[str]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        words(given, ["ROOTFS"], [])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidArgumentError("x"), 2),
+        (errors.NotFoundError("x"), 3),
+        (errors.TagNotFoundError("layout", "tag", ["a"]), 3),
+        (errors.BlobNotFoundError("00", "path"), 3),
+        (FileNotFoundError(2, "No such file or directory", "x"), 3),
+        (errors.FormatError("x"), 4),
+        (errors.UnsupportedVersionError(9), 4),
+        (errors.UnsafePathError("x"), 4),
+        (errors.IntegrityError("x", expected="a", actual="b"), 5),
+        (errors.VerityUnavailableError("x"), 6),
+        (errors.VerityNotEnabledError("x"), 6),
+        (errors.UnsupportedError("x"), 6),
+        (errors.SourceError("x"), 7),
+        (errors.StorageError("x"), 7),
+        (errors.MountError("x"), 7),
+        (OSError(5, "Input/output error"), 7),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("x"), 70),
+    ],
+)
+def test_each_error_has_its_exit_code(error: BaseException, code: int) -> None:
+    assert exit_code(error) == code
+
+
+def test_no_error_of_ours_is_a_defect_and_none_ends_with_the_code_of_diff() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PuzzlefsError)]
+    assert len(kinds) > 10
+    for kind in kinds:
+        error = kind.__new__(kind)
+        assert exit_code(error) not in (ExitCode.DEFECT, ExitCode.OK, 1), kind
+
+
+def test_an_error_is_one_line_that_ends_with_the_next_step() -> None:
+    assert describe(InvalidArgumentError("bad\nthing", hint="do this")) == "bad thing; do this"
+    assert "--debug" in describe(ZeroDivisionError("x"))
