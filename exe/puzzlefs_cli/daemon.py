@@ -48,8 +48,9 @@ def in_background(
         RuntimeError: for anything else that ``work`` raised: a defect.
     """
     read_end, write_end = _pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed when the program began
+            stream.flush()
     child = os.fork()
     if child == 0:
         _leave(work, on_failure, write_end)

@@ -17,9 +17,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from itertools import islice
+from contextlib import suppress
 from typing import Final
 
 from puzzlefs.errors import PuzzlefsError
@@ -74,15 +74,22 @@ class NameCache:
             parts.append(name)
         return b"/".join(reversed(parts))
 
-    def _searched(self, ino: int) -> bytes | None:
-        names: list[bytes] = []
-        try:
-            for depth, _, entry in islice(self._tree.walk(), _MAX_SEARCHED):
-                names[depth:] = [entry.name]
-                if entry.ino == ino:
-                    return b"/".join(names)
-        except PuzzlefsError:
-            pass  # the image is broken elsewhere too; the number has to do
+    def _searched(self, wanted: int) -> bytes | None:
+        """The path of the first entry for an inode, from the root downwards, past directories that are broken."""
+        paths = {ROOT_INO: b""}
+        queue = deque([ROOT_INO])
+        searched = 0
+        while queue and searched < _MAX_SEARCHED:
+            directory = queue.popleft()
+            with suppress(PuzzlefsError):
+                for entry in self._tree.entries(directory):
+                    searched += 1
+                    path = paths[directory] + entry.name
+                    if entry.ino == wanted:
+                        return path
+                    if entry.kind is Kind.DIRECTORY and entry.ino not in paths:
+                        paths[entry.ino] = path + b"/"
+                        queue.append(entry.ino)
         return None
 
 
