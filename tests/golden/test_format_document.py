@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from puzzlefs.blobs.layout import MAX_INDEX_SIZE
+from puzzlefs.blobs.verified import MAX_CHUNK_CONTENT, MAX_RAW_SIZE
 from puzzlefs.builder import build
 from puzzlefs.chunking import AVERAGE_SIZE, MAX_SIZE, MIN_SIZE, chunker
+from puzzlefs.compression.zstd import MAX_WINDOW_SIZE
 from puzzlefs.digest import Digest
-from puzzlefs.image import open_image
+from puzzlefs.image import MAX_MANIFEST_SIZE, MAX_METADATA_SIZE, open_image
 from puzzlefs.model import BlobRef, Directory, DirEntry, FileChunk, Inode, RegularFile
 from puzzlefs.verity import verity_digest
 from puzzlefs.wire import codec_for
+from puzzlefs.wire.message import MAX_SEGMENTS
+from puzzlefs.wire.rootfs import MAX_METADATA_LAYERS
 
 pytestmark = pytest.mark.golden
 
@@ -124,3 +129,24 @@ def test_the_chunking_algorithm_of_the_document_cuts_where_ours_does() -> None:
         lengths.append(cut(rest))
         rest = rest[lengths[-1] :]
     assert lengths == ours
+
+
+def _size(count: int) -> str:
+    return f"{count >> 30} GiB" if count >= 1 << 30 else f"{count >> 20} MiB"
+
+
+@pytest.mark.parametrize(
+    ("what", "limit"),
+    [
+        ("`index.json`, and an index between a tag and its manifest", _size(MAX_INDEX_SIZE)),
+        ("OCI manifest, or rootfs blob of versions 1 and 2", _size(MAX_MANIFEST_SIZE)),
+        ("rootfs blob of version 3; rootfs and metadata blobs of versions 1 and 2 together", _size(MAX_METADATA_SIZE)),
+        ("segments of a Cap'n Proto message", f"{MAX_SEGMENTS:,}"),
+        ("metadata layers", f"{MAX_METADATA_LAYERS:,}"),
+        ("compressed chunk: stored bytes, content", _size(MAX_CHUNK_CONTENT)),
+        ("window of a zstd frame", _size(MAX_WINDOW_SIZE)),
+        ("raw chunk", _size(MAX_RAW_SIZE)),
+    ],
+)
+def test_the_limits_of_the_document_are_those_of_the_code(what: str, limit: str) -> None:
+    assert re.match(re.escape(limit) + r"\b", _table_row(what)[0])
