@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from puzzlefs.builder.chunks import FileStream
-from puzzlefs.builder.scan import ScannedTree, scan
+from puzzlefs.builder.scan import ScannedTree, identity_of, scan
 from puzzlefs.builder.source import SourceTree, printable
 from puzzlefs.errors import InvalidArgumentError, NotFoundError, SourceError
 from puzzlefs.model import (
@@ -35,6 +35,18 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="devices, owners and m
 def found_in(root: Path, *, cross_mounts: bool = False, progress: Callable[[int], None] | None = None) -> ScannedTree:
     with SourceTree(root) as tree:
         return scan(tree, FileStream(), mtime_of=lambda ns: ns, cross_mounts=cross_mounts, progress=progress)
+
+
+def content_of(root: Path) -> bytes:
+    """The content of all files, one after the other, opened as a build opens them."""
+    content = b""
+    with SourceTree(root) as tree:
+        for file in scan(tree, FileStream(), mtime_of=lambda _: None).files:
+            fd = tree.open_file(file.directory, file.name)
+            assert identity_of(os.fstat(fd)) == file.identity
+            content += os.read(fd, file.size + 1)
+            os.close(fd)
+    return content
 
 
 def by_number(found: ScannedTree) -> dict[int, Inode]:
@@ -281,6 +293,41 @@ class TestMounts:
             for name in ("a", "b"):
                 subprocess.run(["umount", root / name], check=True)
         assert found[b"/a/file"] == found[b"/a/link"] != found[b"/b/file"] == found[b"/b/link"]
+
+
+@needs_root
+def test_an_overlay_has_no_mount_points_and_keeps_its_hard_links(root: Path, tmp_path: Path) -> None:
+    """Files and directories of one overlay report different devices, and files of its layers equal numbers."""
+    lower, upper, work = (tmp_path / name for name in ("lower", "upper", "work"))
+    for place in (lower, upper, work):
+        place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", lower], check=True)
+    try:
+        for place, name in ((lower, "low"), (upper, "up")):
+            (place / name).mkdir()
+            (place / name / "file").write_bytes(name.encode())
+            os.link(place / name / "file", place / name / "link")
+        options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", root], check=True)
+        try:
+            assert (root / "low" / "file").stat().st_dev != root.stat().st_dev
+            stream = content_of(root)
+            found = found_in(root)
+        finally:
+            subprocess.run(["umount", root], check=True)
+    finally:
+        subprocess.run(["umount", lower], check=True)
+    assert found.mount_points == []
+    assert names(found) == {
+        b"": 1,
+        b"/low": 2,
+        b"/up": 3,
+        b"/low/file": 4,
+        b"/low/link": 4,
+        b"/up/file": 6,
+        b"/up/link": 6,
+    }
+    assert stream == b"lowup"
 
 
 class TestDepth:
