@@ -142,7 +142,7 @@ def _size(count: int) -> str:
         ("OCI manifest, or rootfs blob of versions 1 and 2", _size(MAX_MANIFEST_SIZE)),
         ("rootfs blob of version 3; rootfs and metadata blobs of versions 1 and 2 together", _size(MAX_METADATA_SIZE)),
         ("segments of a Cap'n Proto message", f"{MAX_SEGMENTS:,}"),
-        ("metadata layers", f"{MAX_METADATA_LAYERS:,}"),
+        ("number of metadata layers", f"{MAX_METADATA_LAYERS:,}"),
         ("compressed chunk: stored bytes, content", _size(MAX_CHUNK_CONTENT)),
         ("window of a zstd frame", _size(MAX_WINDOW_SIZE)),
         ("raw chunk", _size(MAX_RAW_SIZE)),
