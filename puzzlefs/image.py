@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -45,13 +46,15 @@ from puzzlefs.wire import codec_for, rootfs_version
 DEFAULT_VERSION: Final = 3
 """The format version that is written unless another is asked for."""
 
-MAX_MANIFEST_SIZE: Final = 256 << 20
-"""Bytes of the largest OCI manifest that is read: more than a million chunks."""
+MAX_MANIFEST_SIZE: Final = 128 << 20
+"""Bytes of the largest OCI manifest that is read: some 800,000 chunks, or 50 GB of content."""
 
 MAX_METADATA_SIZE: Final = 1 << 30
 """Bytes of the largest rootfs or inode vector that is read: some five million inodes."""
 
 _MAX_INDEX_DEPTH: Final = 4
+_MAX_VECTORS_IN_BLOB: Final = 16
+"""Vectors at different offsets of one blob could share their bytes; real ones are alone in theirs."""
 _MAX_METADATA_RATIO: Final = 100
 """How much smaller a compressed inode vector can be; real ones shrink to a tenth."""
 _FREE_LOAD: Final = 512 << 20
@@ -209,10 +212,11 @@ def _open(reference: ImageReference, layout: Layout, anchor: VerityDigest | None
     blobs = VerifiedBlobs(layout, BlobVerifier(mode, wire.verity))
     tables: list[InodeTable] = list(wire.tables)
     size = len(data)
-    vectors: dict[BlobRef, bytes] = {}
-    for ref in wire.metadata_refs:
-        vector = vectors.get(ref) or _read_vector(blobs, ref, MAX_METADATA_SIZE - size)
-        vectors[ref] = vector
+    uses = Counter(ref.digest for ref in dict.fromkeys(wire.metadata_refs))
+    if uses and max(uses.values()) > _MAX_VECTORS_IN_BLOB:
+        raise FormatError(f"{reference}: more than {_MAX_VECTORS_IN_BLOB} metadata layers are in one blob")
+    for ref in dict.fromkeys(wire.metadata_refs):  # one that stands twice says nothing new the second time
+        vector = _read_vector(blobs, ref, MAX_METADATA_SIZE - size)
         size += len(vector)
         tables.append(codec.decode_inode_vector(vector))
     rootfs = Rootfs(version, tuple(tables), wire.verity)

@@ -29,8 +29,8 @@ from puzzlefs.errors import BlobNotFoundError, FormatError, InvalidArgumentError
 from puzzlefs.oci import Dialect, Index
 from puzzlefs.oci.json_text import encode, parse_object
 
-MAX_INDEX_SIZE: Final = 64 << 20
-"""Bytes of the largest ``index.json`` that is read: several hundred thousand tags."""
+MAX_INDEX_SIZE: Final = 16 << 20
+"""Bytes of the largest ``index.json`` that is read: some 50,000 tags."""
 
 TEMPORARY_PREFIX: Final = ".tmp-"
 """How names of unfinished files begin; no blob and no document of the image-spec is named so."""

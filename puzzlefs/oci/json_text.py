@@ -1,15 +1,21 @@
 """JSON as the image-spec's documents use it: bytes ⇄ typed values, nothing in between.
 
 Reading is bounded: the caller bounds the size, and nesting that would exhaust the interpreter is an error of the
-document. Writing is exact, because manifests are hashed: keys sorted, no white space, UTF-8.
+document, and so are more objects and arrays than any real document of its size has: a few bytes of text become many of
+memory. Writing is exact, because manifests are hashed: keys sorted, no white space, UTF-8.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from puzzlefs.errors import FormatError
+
+_FREE_CONTAINERS: Final = 10_000
+_MIN_CONTAINER_SIZE: Final = 32
+"""A document has at most one object or array for this many bytes; a descriptor has three times as many."""
 
 JsonValue = None | bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 JsonObject = Mapping[str, JsonValue]
@@ -19,8 +25,10 @@ def parse_object(data: bytes, what: str) -> JsonObject:
     """The JSON object that ``data`` holds.
 
     Raises:
-        FormatError: if it is not JSON, not an object, or nested absurdly; the message starts with ``what``.
+        FormatError: if it is not JSON, not an object, or nested or cut up absurdly; the message starts with ``what``.
     """
+    if data.count(b"[") + data.count(b"{") > _FREE_CONTAINERS + len(data) // _MIN_CONTAINER_SIZE:
+        raise FormatError(f"{what} consists of absurdly many JSON objects or arrays")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -47,6 +47,12 @@ class LayerStack:
 def _index_of(layers: Sequence[InodeTable]) -> tuple[array[int], array[int]]:
     """Inode numbers, sorted, and beside each a layer that has it; each pair once."""
     count = len(layers)
-    pairs = {ino * count + number for number, layer in enumerate(layers) for ino, _ in layer.kinds()}
-    ordered = sorted(pairs)
-    return array("Q", (pair // count for pair in ordered)), array("L", (pair % count for pair in ordered))
+    pairs = sorted([ino * count + number for number, layer in enumerate(layers) for ino, _ in layer.kinds()])
+    numbers, owners = array("Q"), array("L")
+    previous = -1
+    for pair in pairs:
+        if pair != previous:  # a number may stand twice in a layer
+            numbers.append(pair // count)
+            owners.append(pair % count)
+            previous = pair
+    return numbers, owners
