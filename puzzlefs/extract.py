@@ -47,6 +47,8 @@ _MAX_SHOWN: Final = 64
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_PERMITTED: Final = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL})
+_MKNOD_REFUSALS: Final = frozenset({errno.EPERM, errno.EINVAL})
+_DEVICES: Final = frozenset({Kind.CHAR_DEVICE, Kind.BLOCK_DEVICE})
 _XATTR_REFUSALS: Final = frozenset({*_NOT_PERMITTED, errno.ENOTSUP, errno.E2BIG, errno.ERANGE, errno.ENOSPC})
 """Among them what file systems say where an xattr is larger than theirs can be (ext4: ENOSPC)."""
 _ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
@@ -282,9 +284,9 @@ class _Extraction:
             try:
                 os.mknod(name, mode, attributes.rdev, dir_fd=directory_fd)
             except OSError as error:
-                if error.errno not in _NOT_PERMITTED:
+                if error.errno not in _MKNOD_REFUSALS:
                     raise
-                self.counter["devices"] += 1
+                self.counter["devices" if kind in _DEVICES else "fifos and sockets"] += 1
                 return False
         self._restore_by_name(directory_fd, name, attributes)
         return True
