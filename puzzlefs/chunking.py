@@ -73,9 +73,7 @@ def chunker(name: ChunkerName) -> Chunker:
         InvalidArgumentError: if there is none of that name.
     """
     if name not in _CHUNKERS:
-        raise InvalidArgumentError(
-            f"there is no chunker {name!r}", hint=f"there are {', '.join(CHUNKER_NAMES)}"
-        )
+        raise InvalidArgumentError(f"there is no chunker {name!r}", hint=f"there are {', '.join(CHUNKER_NAMES)}")
     return _CHUNKERS[name]()
 
 

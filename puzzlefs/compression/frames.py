@@ -99,9 +99,7 @@ def parse_seek_table(data: bytes, frame: Frame) -> list[SeekEntry] | None:
         raise FormatError("the seek table of a compressed chunk uses reserved bits")
     entry_size = 12 if descriptor & _CHECKSUM_FLAG else 8
     if count > _MAX_FRAMES or count * entry_size + _FOOTER.size != size:
-        raise FormatError(
-            f"the seek table of a compressed chunk has {size} bytes, which {count} frames do not fill"
-        )
+        raise FormatError(f"the seek table of a compressed chunk has {size} bytes, which {count} frames do not fill")
     first = frame.start + _SKIPPABLE_HEADER.size
     return [SeekEntry(*_ENTRY.unpack_from(data, first + index * entry_size)) for index in range(count)]
 
