@@ -13,6 +13,8 @@ compressed and written once.
 from __future__ import annotations
 
 import hashlib
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,7 +80,7 @@ class ChunkPipeline:
         self._compression = compression
         self._progress = progress
         self._known: dict[bytes, StoredChunk] = {}
-        self._pool = ThreadPoolExecutor(workers, "puzzlefs-chunks")
+        self._pool = _started_pool(workers)
         self._batches: deque[_Batch] = deque()
         self._free: list[bytearray] = []
         self._buffers_left = min(2 * workers + 2, _MAX_BUFFERS)
@@ -172,3 +174,21 @@ class ChunkPipeline:
         self.verity[digest] = verity_digest(data)
         self._writer.put(data, digest)
         return StoredChunk(digest, len(data), compressed)
+
+
+def _started_pool(workers: int) -> ThreadPoolExecutor:
+    """A pool whose threads run already.
+
+    A pool starts threads when it is handed work, and one that is starting when Ctrl-C or SIGTERM becomes an exception is
+    a thread that nobody waits for: it would go on writing while the build cleans up. So all start here, unharmed.
+    """
+    pool = ThreadPoolExecutor(workers, "puzzlefs-chunks")
+    running = threading.Barrier(workers + 1)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        for _ in range(workers):
+            pool.submit(running.wait)
+        running.wait()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return pool
