@@ -40,7 +40,7 @@ format: setup ## rewrite the sources as ruff wants them
 	$(BIN)/ruff format .
 
 test: setup ## all tests (WORKERS=n processes, ARGS='-k name' for a choice)
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/pytest -rs -n $(WORKERS) --dist loadgroup $(ARGS)
 
 clean: ## remove caches and build results
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache
