@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from puzzlefs.digest import Digest
+from puzzlefs.errors import FormatError
 from puzzlefs.oci.json_text import JsonObject, JsonValue, as_object, as_size, as_text
 
 
@@ -58,7 +59,7 @@ class Descriptor:
         """
         fields = dict(as_object(value, what))
         media_type = as_text(fields.pop(dialect.media_type_key, None), f"{what}: {dialect.media_type_key}")
-        digest = Digest.parse(as_text(fields.pop("digest", None), f"{what}: digest"))
+        digest = _digest(as_text(fields.pop("digest", None), f"{what}: digest"), what)
         size = as_size(fields.pop("size", None), f"{what}: size")
         annotations = fields.pop("annotations", None)
         return cls(media_type, digest, size, None if annotations is None else _texts(annotations, what), fields)
@@ -73,6 +74,13 @@ class Descriptor:
         if self.annotations is not None:
             result["annotations"] = dict(self.annotations)
         return {**result, **self.extra}
+
+
+def _digest(text: str, what: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except FormatError as error:
+        raise FormatError(f"{what}: digest: {error.message}") from error
 
 
 def _texts(value: JsonValue, what: str) -> Mapping[str, str]:
