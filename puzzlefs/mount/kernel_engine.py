@@ -41,6 +41,7 @@ from puzzlefs.mount.kernel_protocol import (
     init_reply,
     parse_init,
 )
+from puzzlefs.mount.signals import ENDING, held_back, in_main_thread, let_through
 
 log = logging.getLogger("puzzlefs.mount")
 
@@ -50,7 +51,6 @@ _IDLE_TICKS: Final = 50
 _MAX_THREADS: Final = 8
 _MAX_PAGES: Final = 256
 _MAX_BACKGROUND: Final = 64
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NO_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
 
 
@@ -59,11 +59,12 @@ class KernelEngine:
 
     def serve(self, mounting: Mounting) -> None:
         """See ``Engine.serve``."""
-        mount = mount_kernel(mounting.mountpoint, mounting.options, mounting.fsname)
-        try:
-            _Session(mounting, mount).run()
-        finally:
-            mount.close()
+        with held_back():
+            mount = mount_kernel(mounting.mountpoint, mounting.options, mounting.fsname)
+            try:
+                _Session(mounting, mount).run()
+            finally:
+                mount.close()
 
 
 class _Session:
@@ -138,17 +139,18 @@ class _Session:
 
     @contextlib.contextmanager
     def _signals_end_it(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python delivers signals to the main thread only
+        if not in_main_thread():
+            yield
             return
 
         def handle(number: int, frame: FrameType | None) -> None:
             log.info("%s: unmounting %s", signal.Signals(number).name, self._mount.point)
             self.end()
 
-        before = [(number, signal.signal(number, handle)) for number in _SIGNALS]
+        before = [(number, signal.signal(number, handle)) for number in ENDING]
         try:
-            yield
+            with let_through():
+                yield
         finally:
             for number, handler in before:
                 signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The engine on pyfuse3 and trio: thin, and the only module that imports either.
+"""The engine on pyfuse3 and trio: thin.
 
 One trio loop serves all requests. What is in memory is answered on the loop, because handing a request to a thread
 costs more than most answers; a read that has to wait for the host goes to a thread, of which there are ``_THREADS``
@@ -11,15 +11,13 @@ pyfuse3 keeps its session in module variables, so a process serves one mount thr
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import signal
 import stat
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NoReturn, ParamSpec, TypeVar
 
@@ -32,6 +30,8 @@ from puzzlefs.mount.engine import FOREVER, Mounting, probe
 from puzzlefs.mount.errors import RequestError
 from puzzlefs.mount.mountinfo import mounted_at
 from puzzlefs.mount.operations import Operations
+from puzzlefs.mount.pyfuse3_init import initialise
+from puzzlefs.mount.signals import ENDING, held_back, in_main_thread, let_through
 from puzzlefs.vfs import Attributes, Entry
 
 log = logging.getLogger("puzzlefs.mount")
@@ -41,9 +41,7 @@ _THREADS: Final = 4
 _TASKS: Final = _THREADS + 2
 _MAX_CACHED_ENTRIES: Final = 8_192
 _BLOCK_SIZE: Final = 4_096
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_FUSE_DEVICE: Final = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 _NOBODY_WAITS: Final = f"failed with {os.strerror(errno.ENOENT)}"
 
 _in_use = threading.Lock()
@@ -77,15 +75,15 @@ class _Session:
     def run(self) -> None:
         _pyfuse3_log.addFilter(_is_worth_logging)
         point = self._mounting.mountpoint
-        handlers = _Handlers(self._mounting.operations)
         words = self._mounting.options.libfuse_words(self._mounting.fsname, as_root=os.geteuid() == 0)
-        _init(handlers, os.fspath(point), words)
-        mount = mounted_at(point)
-        try:
-            trio.run(self._main)
-        finally:
-            # closing by path would hit whatever took our place there, had somebody unmounted us lazily before
-            pyfuse3.close(unmount=mount is not None and mounted_at(point) == mount)
+        with held_back():
+            initialise(_Handlers(self._mounting.operations), os.fspath(point), words)
+            mount = mounted_at(point)
+            try:
+                trio.run(self._main)
+            finally:
+                # closing by path would hit whatever took our place there, had somebody unmounted us lazily before
+                pyfuse3.close(unmount=mount is not None and mounted_at(point) == mount)
         if self._failure is not None:
             raise self._failure
 
@@ -100,10 +98,10 @@ class _Session:
             nursery.cancel_scope.cancel()
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            task_status.started()  # Python delivers signals to the main thread only
+        if not in_main_thread():
+            task_status.started()
             return
-        with trio.open_signal_receiver(*_SIGNALS) as signals:
+        with trio.open_signal_receiver(*ENDING) as signals, let_through():
             task_status.started()
             async for number in signals:
                 log.info("%s: unmounting %s", signal.Signals(number).name, self._mounting.mountpoint)
@@ -311,73 +309,3 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-# ---- mounting
-
-
-class _Word(str):
-    """A mount option that libfuse gets with the bytes that the path has: pyfuse3 would insist on ASCII."""
-
-    __slots__ = ()
-
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        return os.fsencode(str(self))
-
-
-def _init(handlers: pyfuse3.Operations, mountpoint: str, words: Sequence[str]) -> None:
-    before = _queue_descriptors()
-    with _captured_stderr() as said:
-        try:
-            pyfuse3.init(handlers, mountpoint, {_Word(word) for word in words})
-        except RuntimeError as error:
-            raise MountError(f"{mountpoint} cannot be mounted: {_reason(said()) or error}") from error
-    for fd in _queue_descriptors() - before:
-        os.set_blocking(fd, False)
-    if text := _reason(said()):
-        log.warning("%s", text)
-
-
-def _queue_descriptors() -> set[int]:
-    """The descriptors of this process that are queues of FUSE requests; pyfuse3 does not say which one is its own."""
-    found: set[int] = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
-            if os.fstat(int(name)).st_rdev == _FUSE_DEVICE:
-                found.add(int(name))
-    return found
-
-
-def _reason(text: str) -> str:
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """Catch what libfuse and fusermount3 write to descriptor 2: it is the only place where they say what is wrong."""
-    sys.stderr.flush()
-    memory = os.memfd_create("libfuse-messages")
-    try:
-        saved = os.dup(2)
-    except OSError:
-        saved = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # whoever closed it does not want to hear from us
-    try:
-        os.dup2(memory, 2)
-        text = ""
-
-        def said() -> str:
-            nonlocal text
-            if not restored:
-                text = os.pread(memory, 1 << 16, 0).decode("utf-8", "replace")
-            return text
-
-        restored = False
-        try:
-            yield said
-        finally:
-            said()
-            restored = True
-            os.dup2(saved, 2)
-    finally:
-        os.close(saved)
-        os.close(memory)

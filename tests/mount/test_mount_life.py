@@ -221,3 +221,23 @@ def test_killed_readers_do_not_stop_the_others(odd: Built, mounted: Mount) -> No
             for reader in readers:
                 reader.wait(timeout=10)
         assert (mount.path / "big" / "text").read_bytes() == (odd.source / "big" / "text").read_bytes()
+
+
+def test_whenever_a_signal_comes_nothing_is_left_mounted(odd: Built, point: Path, engine: str) -> None:
+    command = [*COMMAND, "mount", "-f", "--engine", engine, odd.image("v3"), str(point)]
+    ends = set()
+    for step in range(30):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 5
+            if step % 2:  # as near as can be to the moment of mounting
+                while not is_mounted(point) and time.monotonic() < deadline:
+                    pass
+                time.sleep(step * 0.0002)
+            else:
+                time.sleep(step * 0.015)
+            for _ in range(1 + step % 3):  # the impatient press Ctrl-C more than once
+                process.send_signal(signal.SIGTERM if step % 4 else signal.SIGINT)
+            ends.add(process.wait(timeout=20))
+        assert not is_mounted(point), f"step {step}"
+    assert 0 in ends
+    assert ends <= {0, 1, 130, -signal.SIGTERM, -signal.SIGINT}  # before there was anything to unmount

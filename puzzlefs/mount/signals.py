@@ -1,0 +1,53 @@
+"""Holding signals back where they would leave a mount without its server.
+
+From the moment when something is mounted until it is unmounted again, a signal must find a handler that unmounts; the
+default action would kill the process and leave a mount point that answers nobody. Engines therefore hold signals back
+around mounting and unmounting and let them through while they serve. What arrives while unmounting asks for what is
+happening anyway, and is dropped.
+
+Only the main thread gets signals in Python; in any other thread all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that end a mount."""
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold the signals of ``ENDING`` back inside; drop those that are left in the end."""
+    if not in_main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        while signal.sigtimedwait(ENDING, 0) is not None:
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def let_through() -> Iterator[None]:
+    """Inside ``held_back``: let the signals through again, those that waited first. The caller has set handlers."""
+    if not in_main_thread():
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+
+def in_main_thread() -> bool:
+    """Whether this thread is the one that gets signals."""
+    return threading.current_thread() is threading.main_thread()
