@@ -52,7 +52,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         allow_abbrev=False,
     )
     parser.add_argument("words", nargs="+", metavar="IMAGE MOUNTPOINT", help=f"{IMAGE_HELP}; an existing directory")
-    parser.add_argument("-f", "--foreground", action="store_true", help="serve here instead of in the background")
+    parser.add_argument(
+        "-f",
+        "--foreground",
+        action="store_true",
+        help="serve here instead of in the background, until unmounted or Ctrl-C: -f",
+    )
     parser.add_argument(
         "-i", "--init", metavar="FIFO", help="write s into this FIFO when the mount is ready, f if it fails: -i ready"
     )
@@ -60,7 +65,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-o", "--options", action="append", default=[], metavar="OPT,OPT…", help="mount options: -o dev,suid"
     )
     parser.add_argument(
-        "-d", "--digest", metavar="HEX", help="mount only if this is the image's digest, as build printed it"
+        "-d",
+        "--digest",
+        metavar="HEX",
+        help="mount only if this is the image's digest, as build printed it: -d 9ac9abc0…dc2f5",
     )
     parser.add_argument(
         "--verity",
@@ -76,7 +84,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="who speaks to the kernel: this program itself (kernel), libfuse (pyfuse3), or (auto, the default) the "
         "first of them that can do it here: --engine pyfuse3",
     )
-    parser.add_argument("--log-file", metavar="FILE", help="in the background, append the log to this file")
+    parser.add_argument(
+        "--log-file", metavar="FILE", help="in the background, append the log to this file: --log-file mount.log"
+    )
     parser.add_argument(
         "--log-level",
         choices=tuple(LEVELS),
