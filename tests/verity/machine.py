@@ -30,7 +30,7 @@ INSIDE = "PUZZLEFS_TEST_MACHINE_REPORT"
 JSON each."""
 
 _BOOT_AND_RUN_SECONDS = 1200
-_TAIL = 6000
+_TAIL = 2000
 
 
 class MachineUnavailableError(Exception):

@@ -143,7 +143,7 @@ def test_images_that_we_build(disk: Disk, tmp_path: Path, version: int, compress
 
 @pytest.mark.parametrize("copy", ["v1", "v3"], indirect=True)
 def test_nothing_is_touched_when_the_digest_is_of_another_image(copy: Path) -> None:
-    with pytest.raises(IntegrityError, match="^manifest "):
+    with pytest.raises(IntegrityError, match=r"^manifest "):
         enable_fs_verity(f"{copy}:base", DIGESTS[copy.name]["fresh"])
     assert sealed(copy) == []
 
