@@ -46,6 +46,11 @@ class WeightedLru(Generic[K, V]):
                 _, (_, dropped) = self._items.popitem(last=False)
                 self._weight -= dropped
 
+    def newest(self) -> list[K]:
+        """The keys, the one that was used last in front."""
+        with self._lock:
+            return list(reversed(self._items))
+
     def __contains__(self, key: K) -> bool:
         return key in self._items
 

@@ -22,7 +22,7 @@ from puzzlefs.model.inode import (
     Xattr,
     kind_of,
 )
-from puzzlefs.model.rootfs import ROOT_INO, InodeTable, MetadataLayer, Rootfs
+from puzzlefs.model.rootfs import ROOT_INO, Glance, InodeTable, Listing, MetadataLayer, Rootfs
 
 __all__ = [
     "ROOT_INO",
@@ -34,9 +34,11 @@ __all__ = [
     "Directory",
     "Fifo",
     "FileChunk",
+    "Glance",
     "Inode",
     "InodeTable",
     "Kind",
+    "Listing",
     "MetadataLayer",
     "RegularFile",
     "Rootfs",

@@ -9,13 +9,44 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from puzzlefs.digest import Digest, VerityDigest
-from puzzlefs.model.inode import Directory, Inode, Kind, Whiteout, kind_of
+from puzzlefs.model.inode import Directory, FileChunk, Inode, Kind, Whiteout, kind_of
 
 ROOT_INO = 1
 """The inode number of the root directory in every image. A change breaks every image."""
+
+
+class Glance(NamedTuple):
+    """What can be said of an inode that has no xattrs and is no device, without decoding it.
+
+    Attributes:
+        kind: its kind, as a number; never a white-out.
+        permissions: the 12 permission bits.
+        uid: owner.
+        gid: group.
+        size: bytes of a regular file or of a symlink's target, else 0.
+        mtime_ns: modification time in nanoseconds since the epoch; 0 where the image carries none.
+    """
+
+    kind: int
+    permissions: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+
+
+class Listing(NamedTuple):
+    """The entries of a directory that is complete in its layer, in the order of the layer, column by column.
+
+    The names can be names, each of them once; every inode exists in the layer and is no white-out.
+    """
+
+    names: list[bytes]
+    numbers: list[int]
+    kinds: list[Kind]
 
 
 class InodeTable(Protocol):
@@ -56,6 +87,18 @@ class InodeTable(Protocol):
 
     def max_ino(self) -> int:
         """The highest inode number in the layer, 0 if it is empty."""
+        ...
+
+    def glance(self, ino: int) -> Glance | None:
+        """What ``find`` would say, for the ordinary inode and in a hurry; ``None`` where it takes ``find`` to tell."""
+        ...
+
+    def listing(self, ino: int) -> Listing | None:
+        """The entries of an ordinary directory, likewise."""
+        ...
+
+    def chunks(self, ino: int) -> list[FileChunk] | None:
+        """The parts of an ordinary regular file, likewise."""
         ...
 
 
@@ -99,6 +142,15 @@ class MetadataLayer:
 
     def max_ino(self) -> int:
         return self._numbers[-1] if self._numbers else 0
+
+    def glance(self, ino: int) -> Glance | None:
+        return None  # here, find is as quick as can be
+
+    def listing(self, ino: int) -> Listing | None:
+        return None
+
+    def chunks(self, ino: int) -> list[FileChunk] | None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

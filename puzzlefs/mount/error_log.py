@@ -14,6 +14,7 @@ thread safe.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -31,6 +32,7 @@ log = logging.getLogger("puzzlefs.mount")
 
 _MAX_DIRECTORIES: Final = 16_384
 _MAX_FILES: Final = 8_192
+_MAX_LISTINGS: Final = 4_096
 _MAX_DEPTH: Final = 4_096
 _MAX_SEARCHED: Final = 500_000
 _MAX_REMEMBERED: Final = 4_096
@@ -46,11 +48,16 @@ class NameCache:
         self._tree = tree
         self._directories: WeightedLru[int, tuple[int, bytes]] = WeightedLru(_MAX_DIRECTORIES)
         self._files: WeightedLru[int, tuple[int, bytes]] = WeightedLru(_MAX_FILES)
+        self._listings: WeightedLru[int, None] = WeightedLru(_MAX_LISTINGS)
 
     def remember(self, parent: int, entry: Entry) -> None:
         """Note that the directory ``parent`` has ``entry``."""
         names = self._directories if entry.kind is Kind.DIRECTORY else self._files
         names.put(entry.ino, (parent, entry.name), 1)
+
+    def remember_listing(self, directory: int) -> None:
+        """Note that ``directory`` was listed, and so its files became known; one by one would be too slow."""
+        self._listings.put(directory, None, 1)
 
     def parent(self, directory: int) -> int | None:
         """The directory that a directory is in, if it was looked up lately."""
@@ -66,6 +73,8 @@ class NameCache:
 
     def _remembered(self, ino: int) -> bytes | None:
         parts: list[bytes] = []
+        if ino not in self._directories and ino not in self._files:
+            self._recall(ino)
         while ino != ROOT_INO:
             known = self._directories.get(ino) or (None if parts else self._files.get(ino))
             if known is None or len(parts) > _MAX_DEPTH:
@@ -73,6 +82,15 @@ class NameCache:
             ino, name = known
             parts.append(name)
         return b"/".join(reversed(parts))
+
+    def _recall(self, ino: int) -> None:
+        """Look for ``ino`` in the directories that were listed lately."""
+        for directory in self._listings.newest():
+            with contextlib.suppress(PuzzlefsError):
+                for entry in self._tree.entries(directory):
+                    if entry.ino == ino:
+                        self.remember(directory, entry)
+                        return
 
     def _searched(self, wanted: int) -> bytes | None:
         """The path of the first entry for an inode, from the root downwards, past directories that are broken."""

@@ -149,20 +149,23 @@ class Answers:
         for position, name, ino, kind in self._dots(nodeid, offset):
             parts.append(direntplus_without_lookup(ino, position + 1, kind, name))
             room -= len(parts[-1])
-        entries = operations.entries(nodeid)
-        for position in range(max(offset - 2, 0), len(entries)):
-            entry = entries[position]
-            name = entry.name
-            room -= DIRENTPLUS_SIZE + padded_name_size(len(name))
+        first = max(offset - 2, 0)
+        entries = operations.entries(nodeid)[first:]
+        fitting = 0
+        for entry in entries:
+            room -= DIRENTPLUS_SIZE + padded_name_size(len(entry.name))
             if room < 0:
                 break
-            attributes = operations.entry_attributes(nodeid, entry)
+            fitting += 1
+        entries = entries[:fitting]
+        after = first + 3
+        for entry, attributes in zip(entries, operations.listed(nodeid, entries), strict=True):
             if attributes is None:  # its name is all that can be shown; looking it up fails
                 kind = kind_to_file_type(entry.kind) >> 12
-                parts.append(direntplus_without_lookup(entry.ino or _NO_INO, position + 3, kind, name))
+                parts.append(direntplus_without_lookup(entry.ino or _NO_INO, after, kind, entry.name))
             else:
-                attr = encode_attributes(attributes)
-                parts.append(direntplus(entry.ino, attr, _VALID, position + 3, attributes.mode >> 12, name))
+                parts.append(direntplus(attributes, _VALID, after, entry.name))
+            after += 1
         return b"".join(parts)
 
     def _dots(self, nodeid: int, offset: int) -> list[tuple[int, bytes, int, int]]:

@@ -54,7 +54,8 @@ _ENTRY_OUT: Final = Struct("=QQQQII")  # nodeid generation entry_valid attr_vali
 _ATTR_OUT: Final = Struct("=QII")  # attr_valid attr_valid_nsec dummy
 _ATTR: Final = Struct("=QQQqqqIIIIIIIIII")
 _DIRENT: Final = Struct("=QQII")  # ino off namelen type; the name follows
-_ENTRY_AND_DIRENT: Final = Struct("=QQQQII88sQQII")
+_ENTRY_AND_DIRENT: Final = Struct("=QQQQII88xQQII")
+_WHOLE_ENTRY: Final = Struct("=QQQQIIQQQqqqIIIIIIIIIIQQII")  # the same with the attributes, in one step
 
 BODY: Final = IN_HEADER.size
 """Where the structure of an opcode begins in a request."""
@@ -245,23 +246,30 @@ def dirent(ino: int, offset: int, kind: int, name: bytes) -> bytes:
     return _DIRENT.pack(ino, offset, len(name), kind) + name + _PADDING[len(name) & 7]
 
 
-def direntplus(ino: int, attr: bytes, valid: int, offset: int, kind: int, name: bytes) -> bytes:
-    """An entry of READDIRPLUS: what a lookup would have answered, and the entry.
-
-    The kernel takes ``.``, ``..`` and a nodeid of 0 as an entry without a lookup.
-    """
+def direntplus(attributes: Attributes, valid: int, offset: int, name: bytes) -> bytes:
+    """An entry of READDIRPLUS: what a lookup would have answered, and the entry."""
+    ino, mode, nlink, uid, gid, rdev, size, blocks, mtime_ns = attributes
+    seconds, nanoseconds = divmod(mtime_ns, _NANOSECONDS)
     length = len(name)
     return (
-        _ENTRY_AND_DIRENT.pack(ino, 0, valid, valid, 0, 0, attr, ino, offset, length, kind)
+        _WHOLE_ENTRY.pack(
+            *(ino, 0, valid, valid, 0, 0),
+            *(ino, size, blocks, seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds),
+            *(mode, nlink, uid, gid, rdev, _BLOCK_SIZE, 0),
+            *(ino, offset, length, mode >> 12),
+        )
         + name
         + _PADDING[length & 7]
     )
 
 
 def direntplus_without_lookup(ino: int, offset: int, kind: int, name: bytes) -> bytes:
-    """An entry of READDIRPLUS that is shown in the listing and nothing more; the kernel asks when it needs it."""
+    """An entry of READDIRPLUS that is shown in the listing and nothing more; the kernel asks when it needs it.
+
+    The nodeid is 0, which the kernel takes to mean this; for ``.`` and ``..`` it is never more than that.
+    """
     length = len(name)
-    return _ENTRY_AND_DIRENT.pack(0, 0, 0, 0, 0, 0, b"", ino, offset, length, kind) + name + _PADDING[length & 7]
+    return _ENTRY_AND_DIRENT.pack(0, 0, 0, 0, 0, 0, ino, offset, length, kind) + name + _PADDING[length & 7]
 
 
 def padded_name_size(length: int) -> int:

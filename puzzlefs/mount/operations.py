@@ -22,7 +22,7 @@ from typing import Final
 
 from puzzlefs.errors import BlobNotFoundError, FormatError, NotFoundError
 from puzzlefs.image import Image
-from puzzlefs.model import ROOT_INO
+from puzzlefs.model import ROOT_INO, Kind
 from puzzlefs.mount.error_log import ErrorLog, NameCache
 from puzzlefs.mount.errors import RequestError, errno_of
 from puzzlefs.vfs import Attributes, Entry, ReadPlan, Totals
@@ -112,6 +112,22 @@ class Operations:
             return None
         self._names.remember(parent, entry)
         return attributes
+
+    def listed(self, parent: int, entries: Sequence[Entry]) -> list[Attributes | None]:
+        """``entry_attributes`` of many entries of one directory."""
+        tree = self._tree
+        found: list[Attributes | None] = []
+        for entry in entries:
+            try:
+                if entry.kind is Kind.DIRECTORY or entry.kind is Kind.UNKNOWN:
+                    tree.check_entry(parent, entry)
+                    self._names.remember(parent, entry)
+                found.append(tree.attributes(entry.ino))
+            except Exception as error:  # noqa: BLE001
+                self._errors.report("listing of", parent, error, entry.name)
+                found.append(None)
+        self._names.remember_listing(parent)
+        return found
 
     def parent(self, ino: int) -> int:
         """The directory that a directory is in: the root for the root, and for one whose place was forgotten."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from puzzlefs.errors import FormatError
-from puzzlefs.model import BlockDevice, CharDevice, Content, Inode, Kind, RegularFile, Symlink, kind_of
+from puzzlefs.model import BlockDevice, CharDevice, Content, Glance, Inode, Kind, RegularFile, Symlink, kind_of
 
 BLOCK_SIZE: Final = 512
 """Bytes of the unit in which ``st_blocks`` counts (stat(2))."""
@@ -20,19 +19,18 @@ _MAX_MINOR: Final = (1 << 20) - 1
 _NO_OWNER: Final = 0xFFFFFFFF
 """Not a user or group: chown(2) takes it for "leave as it is"."""
 
-_FILE_TYPES: Final = {
-    Kind.FIFO: stat.S_IFIFO,
-    Kind.CHAR_DEVICE: stat.S_IFCHR,
-    Kind.DIRECTORY: stat.S_IFDIR,
-    Kind.BLOCK_DEVICE: stat.S_IFBLK,
-    Kind.REGULAR: stat.S_IFREG,
-    Kind.SYMLINK: stat.S_IFLNK,
-    Kind.SOCKET: stat.S_IFSOCK,
+_FILE_TYPES: Final[dict[int, int]] = {
+    int(Kind.FIFO): stat.S_IFIFO,
+    int(Kind.CHAR_DEVICE): stat.S_IFCHR,
+    int(Kind.DIRECTORY): stat.S_IFDIR,
+    int(Kind.BLOCK_DEVICE): stat.S_IFBLK,
+    int(Kind.REGULAR): stat.S_IFREG,
+    int(Kind.SYMLINK): stat.S_IFLNK,
+    int(Kind.SOCKET): stat.S_IFSOCK,
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """The fields of ``struct stat``.
 
     Attributes:
@@ -58,9 +56,15 @@ class Attributes:
     mtime_ns: int
 
 
-def kind_to_file_type(kind: Kind) -> int:
+def kind_to_file_type(kind: int) -> int:
     """The ``S_IFMT`` bits of a kind; 0 for a white-out, which is no file."""
     return _FILE_TYPES.get(kind, 0)
+
+
+def attributes_at_a_glance(ino: int, glance: Glance, nlink: int) -> Attributes:
+    """What ``stat`` shows of an ordinary inode, which has ``nlink`` names."""
+    kind, permissions, uid, gid, size, mtime_ns = glance
+    return Attributes(ino, _FILE_TYPES[kind] | permissions, nlink, uid, gid, 0, size, -(-size // BLOCK_SIZE), mtime_ns)
 
 
 def attributes_of(inode: Inode, nlink: int) -> Attributes:

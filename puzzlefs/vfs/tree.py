@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from puzzlefs.errors import FormatError, InvalidArgumentError, NotFoundError
 from puzzlefs.lru import WeightedLru
 from puzzlefs.model import ROOT_INO, Directory, Inode, InodeTable, Kind, RegularFile, Symlink, Whiteout
-from puzzlefs.vfs.attributes import Attributes, attributes_of
+from puzzlefs.vfs.attributes import Attributes, attributes_at_a_glance, attributes_of
 from puzzlefs.vfs.links import Links, count_links
 from puzzlefs.vfs.plan import MAX_FILE_SIZE, FileMap, ReadPlan
 from puzzlefs.vfs.stack import LayerStack
@@ -34,7 +34,7 @@ MAX_TARGET_LENGTH: Final = 4095
 """Bytes of the longest symlink target (Linux PATH_MAX less the terminating NUL)."""
 
 _ENTRY_CACHE: Final = 32_768
-_MAP_CACHE: Final = 131_072
+_MAP_CACHE: Final = 16_384
 _UNBOUNDED: Final = 1 << 62
 
 
@@ -66,6 +66,7 @@ class Tree:
             max_entries: no honest image of this size has more directory entries than that.
         """
         self._stack = LayerStack(layers)
+        self._only = self._stack.layers[0] if len(self._stack.layers) == 1 else None
         self._max_entries = max_entries
         self._entries: WeightedLru[int, tuple[Entry, ...]] = WeightedLru(_ENTRY_CACHE)
         self._maps: WeightedLru[int, FileMap] = WeightedLru(_MAP_CACHE)
@@ -114,6 +115,10 @@ class Tree:
             NotFoundError: as ``inode``.
             FormatError: as ``inode``; also for sizes and device numbers that cannot be.
         """
+        if self._only is not None and (glance := self._only.glance(ino)) is not None:
+            if glance.kind == Kind.DIRECTORY:
+                return attributes_at_a_glance(ino, glance, 2 + self._count_subdirectories(ino))
+            return attributes_at_a_glance(ino, glance, (self._links or self.links()).shared.get(ino, 1))
         inode = self.inode(ino)
         match inode.content:
             case Directory():
@@ -243,7 +248,8 @@ class Tree:
         """Where the parts of a file begin; as ``plan``."""
         cached = self._maps.get(ino)
         if cached is None:
-            content = self.inode(ino).content
+            chunks = None if self._only is None else self._only.chunks(ino)
+            content = self.inode(ino).content if chunks is None else RegularFile.of(chunks)
             if not isinstance(content, RegularFile):
                 raise InvalidArgumentError(f"inode {ino} is not a regular file")
             cached = FileMap(content)
@@ -285,6 +291,9 @@ class Tree:
         return content.size if isinstance(content, RegularFile) else 0
 
     def _merge(self, ino: int) -> tuple[Entry, ...]:
+        if self._only is not None and (listing := self._only.listing(ino)) is not None:
+            rows = sorted(zip(*listing, strict=True))
+            return tuple(map(Entry._make, rows))
         merged: dict[bytes, Entry] = {}
         found = False
         for layer in self._stack.mentioning(ino):

@@ -19,6 +19,7 @@ import mmap
 import struct
 import sys
 from array import array
+from collections.abc import Sequence
 
 from puzzlefs.errors import FormatError
 from puzzlefs.wire.pointers import BYTES, COMPOSITE, FAR, LIST, OFFSET_MASK, OFFSET_SIGN, STRUCT
@@ -200,6 +201,10 @@ class Message:
         start, size = self.extent_at(segment, at, what)
         ledger.spend(size + 7 >> 3, what)
         return bytes(self.data[start : start + size])
+
+    def segments(self) -> tuple[Sequence[int], Sequence[int]]:
+        """The first word of each segment, and the word behind its last one."""
+        return self._starts, self._ends
 
     def end_of(self, segment: int) -> int:
         """The word behind the last one of a segment."""

@@ -20,8 +20,11 @@ from puzzlefs.model import (
     Content,
     Directory,
     Fifo,
+    FileChunk,
+    Glance,
     Inode,
     Kind,
+    Listing,
     RegularFile,
     Socket,
     Symlink,
@@ -30,6 +33,7 @@ from puzzlefs.model import (
 )
 from puzzlefs.wire import contents
 from puzzlefs.wire.message import LOW_HALF, Ledger, Message, OverdrawnError
+from puzzlefs.wire.quick import QuickLook
 
 _LAST_KIND = max(Kind)
 _PERMISSIONS = 0o7777
@@ -50,6 +54,7 @@ class WireInodeTable:
         "_message",
         "_numbers",
         "_pointer_words",
+        "_quick",
         "_segment",
         "_stride",
         "_visited",
@@ -74,6 +79,7 @@ class WireInodeTable:
         self._first_number = self._numbers[0] if count else 0
         self._live: dict[int, int] = {}
         self._visited = bytearray(count)
+        self._quick = QuickLook(message, records, file_struct=file_struct)
 
     def __len__(self) -> int:
         return self._count
@@ -124,6 +130,25 @@ class WireInodeTable:
 
     def max_ino(self) -> int:
         return max(self._numbers, default=0)
+
+    def glance(self, ino: int) -> Glance | None:
+        return self._quick.glance(ino)
+
+    def listing(self, ino: int) -> Listing | None:
+        found = self._quick.listing(ino)
+        if found is None:
+            return None
+        index = self._index(ino)
+        if not self._visited[index] & _WHOLE:
+            words = sum([len(name) + 15 >> 3 for name in found.names])
+            if words > self._message.ledger.left:
+                return None  # find says why
+            self._visited[index] |= _WHOLE
+            self._message.ledger.left -= words
+        return found
+
+    def chunks(self, ino: int) -> list[FileChunk] | None:
+        return self._quick.chunks(ino)
 
     def _index(self, ino: int) -> int:
         """Where the inode with this number is; -1 if nowhere."""

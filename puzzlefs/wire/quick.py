@@ -1,0 +1,252 @@
+"""The ordinary inode, read in a few steps.
+
+Nearly all inodes of nearly all images look alike: no xattrs, one chunk or a few, entries that are what they should be.
+A file system is asked for thousands of those at a time, so ``QuickLook`` answers the questions that are asked most
+without building an ``Inode``, and says ``None`` for whatever is not quite ordinary: malformed, long, or just rare. Then
+the table's own methods decide. So an answer from here is always what they would have answered, and no error comes from
+here.
+
+Positions are words of the message, as everywhere in this room. What one answer can cost is bounded by itself
+(``_MAX_CHUNKS`` chunks, ``_MAX_ENTRIES`` entries); the table charges listings to the message's ledger.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final
+
+from puzzlefs.digest import SHA256_SIZE, Digest
+from puzzlefs.model import BlobRef, FileChunk, Glance, Kind, Listing
+from puzzlefs.wire.message import Message
+from puzzlefs.wire.pointers import BYTES, COMPOSITE, FAR, LIST, OFFSET_MASK, OFFSET_SIGN
+
+_MAX_CHUNKS: Final = 64
+_MAX_ENTRIES: Final = 1 << 16
+_MAX_NAME: Final = 255
+_MAX_SIZE: Final = (1 << 63) - 1
+_NO_OWNER: Final = 0xFFFFFFFF
+_PERMISSIONS: Final = 0o7777
+
+# What tells a pointer forward to the wanted thing: its kind and the sign of its offset, and a list's element size.
+_STRUCT_MASK: Final = OFFSET_SIGN << 2 | 3
+_LIST_MASK: Final = 7 << 32 | _STRUCT_MASK
+_RECORDS: Final = COMPOSITE << 32 | LIST
+_DATA: Final = BYTES << 32 | LIST
+
+_LIVE_KINDS: Final = {int(kind): kind for kind in Kind if kind not in (Kind.UNKNOWN, Kind.WHITEOUT)}
+_REGULAR: Final = int(Kind.REGULAR)
+_DIRECTORY: Final = int(Kind.DIRECTORY)
+_SYMLINK: Final = int(Kind.SYMLINK)
+_PLAIN: Final = frozenset({int(Kind.FIFO), int(Kind.SOCKET), _DIRECTORY})
+
+
+class _UnusualError(LookupError):
+    """Somebody else has to look at this; like an ``IndexError``, which is a position outside of the message."""
+
+
+class QuickLook:
+    """Answers about the ordinary inodes of a list of inodes. Thread safe."""
+
+    __slots__ = (
+        "_count",
+        "_data",
+        "_data_words",
+        "_delta",
+        "_end",
+        "_ends",
+        "_first",
+        "_numbers",
+        "_starts",
+        "_stride",
+        "_usable",
+        "_words",
+    )
+
+    def __init__(self, message: Message, records: tuple[int, int, int, int, int], *, file_struct: bool) -> None:
+        """As the table: a list of inodes as ``Message.records_at`` returns it."""
+        segment, self._first, self._count, self._data_words, pointer_words = records
+        self._words = message.words
+        self._data = message.data
+        self._starts, self._ends = message.segments()
+        self._end = self._ends[segment]
+        self._stride = self._data_words + pointer_words
+        # version 1 has one more struct between a file and its chunks, and tables of few words are not ordinary
+        self._usable = bool(self._count) and self._data_words >= 3 and pointer_words >= 2 and not file_struct
+        self._numbers = self._words[self._first : self._first + self._count * self._stride : self._stride or 1]
+        self._delta = self._numbers[0] if self._count else 0
+
+    def glance(self, ino: int) -> Glance | None:
+        """What ``stat`` wants to know, but for the links."""
+        words = self._words
+        try:
+            at = self._locate(ino)
+            packed = words[at + 1]
+            pointers = at + self._data_words
+            kind = packed & 0xFFFF
+            size = 0
+            if kind == _SYMLINK:
+                size = self._target_size(pointers + 1)
+            elif words[pointers + 1]:
+                return None
+            elif kind == _REGULAR:
+                size = self._file_size(pointers)
+            elif kind not in _PLAIN:
+                return None
+        except LookupError:
+            return None
+        uid, gid = packed >> 32, words[at + 2] & 0xFFFFFFFF
+        if size > _MAX_SIZE or _NO_OWNER in (uid, gid):
+            return None
+        mtime_ns = 0
+        if self._data_words > 3:
+            mtime_ns = words[at + 3]
+            if mtime_ns >> 63:
+                mtime_ns -= 1 << 64
+        return Glance(kind, packed >> 16 & _PERMISSIONS, uid, gid, size, mtime_ns)
+
+    def listing(self, ino: int) -> Listing | None:
+        """The names in a directory, their numbers and their kinds."""
+        words = self._words
+        try:
+            at = self._locate(ino)
+            pointers = at + self._data_words
+            if words[at + 1] & 0xFFFF != _DIRECTORY or words[pointers + 1]:
+                return None
+            start, word, end = self._follow(pointers, self._end)
+            if word & _STRUCT_MASK or not word >> 48:
+                return None
+            data_words = word >> 32 & 0xFFFF
+            if start + data_words + (word >> 48) > end or (data_words and words[start] & 1):
+                return None
+            start, count, data_words, stride, end = self._records(start + data_words, end, _MAX_ENTRIES)
+            numbers = words[start : start + count * stride : stride].tolist() if count else []
+            names = self._names(range(start + data_words, start + data_words + count * stride, stride), end)
+            return Listing(names, numbers, self._kinds(numbers)) if _are_names(names) else None
+        except LookupError:
+            return None
+
+    def chunks(self, ino: int) -> list[FileChunk] | None:
+        """The parts of a regular file that has few."""
+        words, data = self._words, self._data
+        found: list[FileChunk] = []
+        try:
+            at = self._locate(ino)
+            pointers = at + self._data_words
+            if words[at + 1] & 0xFFFF != _REGULAR or words[pointers + 1]:
+                return None
+            first, count, data_words, stride, end = self._records(pointers, self._end, _MAX_CHUNKS)
+            for position in range(first, first + count * stride, stride):
+                ref, word, ref_end = self._follow(position + data_words, end)
+                ref_words, ref_pointers = word >> 32 & 0xFFFF, word >> 48
+                if word & _STRUCT_MASK or ref_words < 2 or not ref_pointers or ref + ref_words + ref_pointers > ref_end:
+                    return None
+                start, word, data_end = self._follow(ref + ref_words, ref_end)
+                if word & _LIST_MASK != _DATA or word >> 35 != SHA256_SIZE or start + (SHA256_SIZE >> 3) > data_end:
+                    return None
+                digest = Digest(bytes(data[start << 3 : (start << 3) + SHA256_SIZE]))
+                found.append(FileChunk(BlobRef(digest, words[ref], bool(words[ref + 1] & 1)), words[position]))
+        except LookupError:
+            return None
+        return found
+
+    # ---- inside: each raises LookupError for what is not ordinary
+
+    def _locate(self, ino: int) -> int:
+        """Where the inode with this number begins."""
+        if not self._usable:
+            raise _UnusualError
+        numbers, count = self._numbers, self._count
+        index = ino - self._delta  # between two gaps in the numbers the distance stays the same
+        if not (0 <= index < count and numbers[index] == ino):
+            index = bisect_left(numbers, ino)
+            if index == count or numbers[index] != ino:
+                raise _UnusualError
+            self._delta = ino - index
+        if (index and numbers[index - 1] == ino) or (index + 1 < count and numbers[index + 1] == ino):
+            raise _UnusualError  # twice: the table knows which one counts
+        return self._first + index * self._stride
+
+    def _follow(self, at: int, end: int) -> tuple[int, int, int]:
+        """Where the pointer at ``at`` leads, the pointer that says what is there, and the end of that segment.
+
+        The caller checks the pointer's kind and sign, and that the thing ends in its segment.
+        """
+        word = self._words[at]
+        if word & 3 == FAR:
+            segment = word >> 32
+            if word & 4 or segment >= len(self._ends):
+                raise _UnusualError
+            at = self._starts[segment] + (word >> 3 & 0x1FFFFFFF)
+            end = self._ends[segment]
+            if at >= end:
+                raise _UnusualError
+            word = self._words[at]
+        return at + 1 + (word >> 2 & OFFSET_MASK), word, end
+
+    def _records(self, pointer: int, end: int, limit: int) -> tuple[int, int, int, int, int]:
+        """A list of at most ``limit`` structs: first element, count, data words, stride; and the end of its segment."""
+        words = self._words
+        if not words[pointer]:
+            return pointer, 0, 0, 1, end
+        start, word, end = self._follow(pointer, end)
+        length = word >> 35
+        if word & _LIST_MASK != _RECORDS or start + length >= end:
+            raise _UnusualError
+        tag = words[start]
+        count = tag >> 2 & OFFSET_MASK
+        data_words = tag >> 32 & 0xFFFF
+        stride = data_words + (tag >> 48)
+        if tag & 3 or count > limit or not data_words or stride == data_words or count * stride > length:
+            raise _UnusualError
+        return start + 1, count, data_words, stride, end
+
+    def _file_size(self, pointer: int) -> int:
+        first, count, _, stride, _ = self._records(pointer, self._end, _MAX_CHUNKS)
+        words = self._words
+        return words[first] if count == 1 else sum(words[first : first + count * stride : stride]) if count else 0
+
+    def _target_size(self, pointer: int) -> int:
+        """Length of the target that hangs on an inode's additional data, which has no xattrs."""
+        start, word, end = self._follow(pointer, self._end)
+        start += word >> 32 & 0xFFFF
+        if word & _STRUCT_MASK or word >> 48 < 2 or start + (word >> 48) > end or self._words[start]:
+            raise _UnusualError
+        start, word, end = self._follow(start + 1, end)
+        size = word >> 35
+        if word & _LIST_MASK != _DATA or start + (size + 7 >> 3) > end:
+            raise _UnusualError
+        return size
+
+    def _names(self, pointers: range, end: int) -> list[bytes]:
+        words, data = self._words, self._data
+        names: list[bytes] = []
+        for at in pointers:
+            word = words[at]
+            if word & _LIST_MASK == _DATA:
+                start = at + 1 + (word >> 2 & OFFSET_MASK)
+                limit = end
+            else:
+                start, word, limit = self._follow(at, end)
+                if word & _LIST_MASK != _DATA:
+                    raise _UnusualError
+            size = word >> 35
+            if size > _MAX_NAME or start + (size + 7 >> 3) > limit:
+                raise _UnusualError
+            start <<= 3
+            names.append(bytes(data[start : start + size]))
+        return names
+
+    def _kinds(self, numbers: list[int]) -> list[Kind]:
+        """The kinds of inodes, which all exist and are no white-outs."""
+        words, locate = self._words, self._locate
+        return [_LIVE_KINDS[words[locate(number) + 1] & 0xFFFF] for number in numbers]
+
+
+def _are_names(names: list[bytes]) -> bool:
+    """Whether these can be the names of a directory: none twice, none that means something else."""
+    together = b"/".join(names)
+    return (
+        together.count(b"/") == max(len(names) - 1, 0)
+        and b"\0" not in together
+        and len({*names, b"", b".", b".."}) == len(names) + 3
+    )
