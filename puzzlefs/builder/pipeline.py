@@ -179,8 +179,8 @@ class ChunkPipeline:
 def _started_pool(workers: int) -> ThreadPoolExecutor:
     """A pool whose threads run already.
 
-    A pool starts threads when it is handed work, and one that is starting when Ctrl-C or SIGTERM becomes an exception is
-    a thread that nobody waits for: it would go on writing while the build cleans up. So all start here, unharmed.
+    A pool starts threads when it is handed work, and one that is starting when Ctrl-C or SIGTERM becomes an exception
+    is a thread that nobody waits for: it would go on writing while the build cleans up. So all start here, unharmed.
     """
     pool = ThreadPoolExecutor(workers, "puzzlefs-chunks")
     running = threading.Barrier(workers + 1)
