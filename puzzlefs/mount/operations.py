@@ -15,12 +15,13 @@ Inode numbers are the image's own and stay valid for as long as the image is mou
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Sequence
 from typing import Final
 
-from puzzlefs.errors import BlobNotFoundError, FormatError, NotFoundError
+from puzzlefs.errors import BlobNotFoundError, FormatError, NotFoundError, PuzzlefsError
 from puzzlefs.image import Image
 from puzzlefs.model import ROOT_INO, Kind
 from puzzlefs.mount.error_log import ErrorLog, NameCache
@@ -36,6 +37,7 @@ class Operations:
 
     def __init__(self, image: Image) -> None:
         self._tree = image.tree
+        self._image = image
         self._blobs = image.blobs
         self._names = NameCache(image.tree)
         self._errors = ErrorLog(self._names)
@@ -172,11 +174,9 @@ class Operations:
             RequestError: if a blob is missing, corrupt or unreadable; the log names the blob and the file.
         """
         try:
-            read = self._blobs.read_chunk
-            pieces = [read(piece.blob, piece.compressed, piece.offset, piece.length) for piece in plan.pieces]
+            return self._image.fetch(plan)
         except Exception as error:
             raise self._failed("read of", ino, error) from error
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     # ---- extended attributes
 
@@ -220,6 +220,11 @@ class Operations:
             except Exception as error:
                 raise self._failed("statfs of", ROOT_INO, error) from error
         return self._totals
+
+    def prepare(self) -> None:
+        """Count the links of the image, which the first request for a file would otherwise wait for. Never fails."""
+        with contextlib.suppress(PuzzlefsError):  # whoever asks for a file is told
+            self._tree.links()
 
     # ---- inside
 
