@@ -1,0 +1,46 @@
+"""``mount.puzzlefs``: what mount(8), and so ``/etc/fstab``, calls for the file system type ``puzzlefs``.
+
+mount(8), "EXTERNAL HELPERS"::
+
+    /sbin/mount.type spec dir [-sfnv] [-N namespace] [-o options] [-t type.subtype]
+
+mount(8) keeps ``dev`` and ``suid`` to itself because they are its defaults, whereas FUSE's are the opposite: so they are
+the defaults here, as they are in libfuse's own helper.
+"""
+
+from __future__ import annotations
+
+import getopt
+import sys
+from collections.abc import Sequence
+
+from puzzlefs_cli.exit_codes import ExitCode
+from puzzlefs_cli.main import main
+
+_USAGE = "usage: mount.puzzlefs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]"
+_DEFAULTS = "dev,suid"
+
+
+def translate(words: Sequence[str]) -> list[str] | None:
+    """The command line of ``puzzlefs`` that a call by mount(8) means; ``None`` for a rehearsal (``mount --fake``).
+
+    Raises:
+        getopt.GetoptError: if it is not such a call.
+    """
+    options, names = getopt.gnu_getopt(list(words), "sfnvN:t:o:")
+    if len(names) != 2:
+        raise getopt.GetoptError("an image and a mount point are expected")
+    if any(letter == "-f" for letter, _ in options):
+        return None
+    given = [value for letter, value in options if letter == "-o" and value]
+    return ["mount", "-o", ",".join([_DEFAULTS, *given]), "--", *names]
+
+
+def run() -> None:
+    """The installed command."""
+    try:
+        command = translate(sys.argv[1:])
+    except getopt.GetoptError as error:
+        print(f"mount.puzzlefs: {error}; {_USAGE}", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
+    sys.exit(ExitCode.OK if command is None else main(command))
