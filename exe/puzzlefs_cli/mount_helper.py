@@ -4,8 +4,8 @@ mount(8), "EXTERNAL HELPERS"::
 
     /sbin/mount.type spec dir [-sfnv] [-N namespace] [-o options] [-t type.subtype]
 
-mount(8) keeps ``dev`` and ``suid`` to itself because they are its defaults, whereas FUSE's are the opposite: so they are
-the defaults here, as they are in libfuse's own helper.
+mount(8) keeps ``dev`` and ``suid`` to itself because they are its defaults, whereas FUSE's are the opposite: so they
+are the defaults here, as they are in libfuse's own helper.
 """
 
 from __future__ import annotations

@@ -61,7 +61,11 @@ def test_mount_finds_the_image_in_an_fstab(tmp_path: Path) -> None:
         finally:
             subprocess.run(["umount", target], check=True, timeout=60)
         missing = subprocess.run(
-            ["mount", "-t", "puzzlefs", f"{tmp_path}/images:nope", target], capture_output=True, text=True, timeout=60
+            ["mount", "-t", "puzzlefs", f"{tmp_path}/images:nope", target],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert missing.returncode != 0
         assert "has no tag 'nope'" in missing.stderr
