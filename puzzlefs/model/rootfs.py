@@ -7,7 +7,7 @@ nobody's business above ``puzzlefs.wire``: both are an ``InodeTable``. ``Metadat
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -93,6 +93,10 @@ class InodeTable(Protocol):
         """What ``find`` would say, for the ordinary inode and in a hurry; ``None`` where it takes ``find`` to tell."""
         ...
 
+    def total_size(self, inos: Iterable[int]) -> tuple[int, list[int]]:
+        """Bytes of the ordinary regular files among ``inos``, and the numbers about which ``find`` has to be asked."""
+        ...
+
     def listing(self, ino: int) -> Listing | None:
         """The entries of an ordinary directory, likewise."""
         ...
@@ -145,6 +149,9 @@ class MetadataLayer:
 
     def glance(self, ino: int) -> Glance | None:
         return None  # here, find is as quick as can be
+
+    def total_size(self, inos: Iterable[int]) -> tuple[int, list[int]]:
+        return 0, list(inos)
 
     def listing(self, ino: int) -> Listing | None:
         return None

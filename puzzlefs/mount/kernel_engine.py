@@ -132,6 +132,7 @@ class _Session:
         try:
             probe(self._mount.point)
             self._mounting.on_ready()
+            self._mounting.operations.prepare()
         except BaseException as error:  # noqa: BLE001  a caller's on_ready may fail in any way
             if not self._ended:
                 self._failure = error

@@ -265,7 +265,8 @@ class Tree:
         """
         if self._totals is None:
             links = self.links()
-            self._totals = Totals(len(links.visible), sum(self._size(ino) for ino in links.visible))
+            size, others = (0, links.visible) if self._only is None else self._only.total_size(links.visible)
+            self._totals = Totals(len(links.visible), size + sum(self._size(ino) for ino in others))
         return self._totals
 
     def links(self) -> Links:

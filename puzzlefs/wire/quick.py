@@ -13,6 +13,7 @@ Positions are words of the message, as everywhere in this room. What one answer 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from typing import Final
 
 from puzzlefs.digest import SHA256_SIZE, Digest
@@ -124,6 +125,25 @@ class QuickLook:
             return Listing(names, numbers, self._kinds(numbers)) if _are_names(names) else None
         except LookupError:
             return None
+
+    def total_size(self, inos: Iterable[int]) -> tuple[int, list[int]]:
+        """Bytes of the ordinary regular files among ``inos``, and the numbers of whatever is not ordinary."""
+        words, locate, file_size = self._words, self._locate, self._file_size
+        data_words = self._data_words
+        total = 0
+        others: list[int] = []
+        for ino in inos:
+            try:
+                at = locate(ino)
+                if words[at + 1] & 0xFFFF != _REGULAR:
+                    continue
+                at += data_words
+                if words[at + 1]:
+                    raise _UnusualError
+                total += file_size(at)
+            except LookupError:
+                others.append(ino)
+        return total, others
 
     def chunks(self, ino: int) -> list[FileChunk] | None:
         """The parts of a regular file that has few."""

@@ -11,7 +11,7 @@ costs a second payment at most, for which the ledger has room.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from puzzlefs.errors import FormatError
 from puzzlefs.model import (
@@ -133,6 +133,9 @@ class WireInodeTable:
 
     def glance(self, ino: int) -> Glance | None:
         return self._quick.glance(ino)
+
+    def total_size(self, inos: Iterable[int]) -> tuple[int, list[int]]:
+        return self._quick.total_size(inos)
 
     def listing(self, ino: int) -> Listing | None:
         found = self._quick.listing(ino)
