@@ -27,7 +27,7 @@ from puzzlefs import (
     open_image,
 )
 from puzzlefs.enable_verity import EnableReport
-from puzzlefs.model import Kind
+from puzzlefs.model import Kind, RegularFile
 from puzzlefs.verity import verity_digest
 
 pytestmark = pytest.mark.verity
@@ -184,6 +184,26 @@ def test_nothing_is_touched_when_a_chunk_is_corrupt_or_missing(copy: Path) -> No
     with path.open("r+b"), pytest.raises(StorageError, match=rf"{path}: .*open for writing"):
         enable_fs_verity(f"{copy}:fresh", DIGESTS["v3"]["fresh"])
     assert enable_fs_verity(f"{copy}:fresh", DIGESTS["v3"]["fresh"]).enabled > 0
+
+
+@pytest.mark.parametrize("copy", ["v1", "v3"], indirect=True)
+def test_chunks_that_only_hidden_inodes_use_may_be_missing(copy: Path) -> None:
+    """Copying tools leave them behind in the deltas of the original, and no reader asks for them."""
+    used: list[set[Path]] = []
+    with open_image(f"{copy}:second") as image:
+        for table in image.rootfs.metadata_layers:
+            files = [inode.content for inode in table if isinstance(inode.content, RegularFile)]
+            chunks = {chunk.blob.digest for file in files for chunk in file.chunks}
+            used.append({image.layout.blob_path(digest) for digest in chunks})
+    top, base = used
+    hidden = sorted(base - top)
+    hidden[0].unlink()
+
+    done = enable_fs_verity(f"{copy}:second", DIGESTS[copy.name]["second"])
+
+    assert all(map(fs_verity_of, [*top, *hidden[1:]]))
+    assert done.enabled == len(sealed(copy))
+    assert contents(f"{copy}:second", DIGESTS[copy.name]["second"])
 
 
 @pytest.mark.parametrize("copy", ["v2"], indirect=True)

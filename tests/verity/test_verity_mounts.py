@@ -26,7 +26,7 @@ PLAIN = 600_000
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tree; the last chunk of its stream is ``zz`` alone, or nearly."""
+    """A small tree of several chunks."""
     root = tmp_path_factory.mktemp("source")
     (root / "directory").mkdir()
     (root / "directory" / "empty").touch()
