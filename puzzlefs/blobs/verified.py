@@ -31,7 +31,7 @@ from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, IntegrityError, VerityNotEnabledError, VerityUnavailableError
 from puzzlefs.lru import WeightedLru
-from puzzlefs.verity import measure, verity_digest
+from puzzlefs.verity import find_measurement, measure, verity_digest
 
 VerityMode = Literal["auto", "kernel", "user"]
 """How an image is verified below its anchor."""
@@ -98,15 +98,20 @@ class BlobVerifier:
             if self._mode == "kernel":
                 raise IntegrityError(subject, expected="a recorded fs-verity digest", actual="none in the image")
             return False
-        try:
-            measured = measure(fd)
-        except (VerityNotEnabledError, VerityUnavailableError) as error:
-            if self._mode == "auto":
-                return False
-            raise type(error)(f"{subject}: {error.message}", hint=error.hint) from error
+        measured = self._measured(fd, subject)
+        if measured is None:
+            return False
         if measured != expected:
             raise IntegrityError(f"{subject} (measured by the kernel)", expected=expected.hex(), actual=measured.hex())
         return True
+
+    def _measured(self, fd: int, subject: str) -> VerityDigest | None:
+        if self._mode == "auto":
+            return find_measurement(fd)
+        try:
+            return measure(fd)
+        except (VerityNotEnabledError, VerityUnavailableError) as error:
+            raise type(error)(f"{subject}: {error.message}", hint=error.hint) from error
 
     def recorded(self, digest: Digest) -> VerityDigest | None:
         """The fs-verity digest that the image records for a blob."""
