@@ -109,7 +109,8 @@ class _Session:
 
     async def _announce(self) -> None:
         try:
-            await trio.to_thread.run_sync(probe, self._mounting.mountpoint)
+            # abandoned if a signal ends the mount first: it then waits for an answer that only closing can give
+            await trio.to_thread.run_sync(probe, self._mounting.mountpoint, abandon_on_cancel=True)
             self._mounting.on_ready()
         except Exception as error:  # noqa: BLE001 - a caller's on_ready may fail in any way
             self._fail(error)

@@ -237,7 +237,10 @@ def test_whenever_a_signal_comes_nothing_is_left_mounted(odd: Built, point: Path
                 time.sleep(step * 0.015)
             for _ in range(1 + step % 3):  # the impatient press Ctrl-C more than once
                 process.send_signal(signal.SIGTERM if step % 4 else signal.SIGINT)
-            ends.add(process.wait(timeout=20))
+            try:
+                ends.add(process.wait(timeout=20))
+            finally:
+                process.kill()
         assert not is_mounted(point), f"step {step}"
     assert 0 in ends
     assert ends <= {0, 1, 130, -signal.SIGTERM, -signal.SIGINT}  # before there was anything to unmount
