@@ -11,6 +11,8 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import gt
 
 from puzzlefs.errors import FormatError
 from puzzlefs.model import ROOT_INO, InodeTable, Kind
@@ -80,6 +82,9 @@ def _directories(tables: Sequence[InodeTable]) -> tuple[set[int], set[int]]:
     directories: set[int] = set()
     whiteouts: set[int] = set()
     for table in reversed(tables):
+        numbers = [ino for ino, _ in table.kinds()]
+        if any(map(gt, numbers, islice(numbers, 1, None))):  # lookups would see this inode or that, as it happens
+            raise FormatError("the inodes of a metadata layer are not sorted by their numbers")
         here = {ino for ino, kind in table.kinds() if kind == directory}
         dead = {ino for ino, kind in table.kinds() if kind == whiteout}
         others = {  # only those that matter: most inodes are neither

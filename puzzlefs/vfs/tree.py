@@ -216,6 +216,7 @@ class Tree:
         Raises:
             FormatError: at the first entry or directory that is malformed.
         """
+        self.links()
         count = 0
         stack: list[tuple[int, Iterator[Entry]]] = [(ROOT_INO, iter(self.entries(ROOT_INO)))]
         while stack:

@@ -152,6 +152,18 @@ def test_link_counts_and_totals_are_those_of_what_can_be_seen(stack: list[Layer]
                 assert tree.attributes(number).nlink == names[number]
 
 
+@given(stacks(), st.booleans())
+def test_link_counts_of_directories(stack: list[Layer], counted_before: bool) -> None:
+    for tree in trees_of(stack):
+        if counted_before:
+            tree.links()
+        for ino in range(1, 10):
+            if tree.kind(ino) is Kind.DIRECTORY:
+                below = [visible(stack, number) for number in names_of(stack, ino).values()]
+                directories = sum(inode is not None and isinstance(inode.content, Directory) for inode in below)
+                assert tree.attributes(ino).nlink == 2 + directories
+
+
 @given(stacks())
 @settings(max_examples=200)
 def test_a_walk_ends_and_meets_every_name_once(stack: list[Layer]) -> None:
