@@ -286,6 +286,7 @@ def test_any_time_can_be_given_to_the_host(tmp_path: Path, mtime_ns: int) -> Non
         assert expected == mtime_ns
 
 
+@needs_root
 def test_an_xattr_that_the_file_system_has_no_room_for_is_reported(tmp_path: Path) -> None:
     inodes = [f.directory(1, {b"a": 2}), f.directory(2, xattrs={b"user.large": b"x" * 70_000, b"user.small": b"y"})]
     report = extract(Forge(tmp_path / "layout").image(inodes), tmp_path / "out")
@@ -293,6 +294,7 @@ def test_an_xattr_that_the_file_system_has_no_room_for_is_reported(tmp_path: Pat
     assert os.getxattr(tmp_path / "out" / "a", "user.small") == b"y"
 
 
+@needs_root
 def test_xattrs_of_namespaces_that_do_not_exist_are_reported(tmp_path: Path) -> None:
     inodes = [f.directory(1, {b"a": 2}), f.inode(2, Fifo(), xattrs={b"nonsense": b"x", b"os2.x": b"y", b"user.": b"z"})]
     report = extract(Forge(tmp_path / "layout").image(inodes), tmp_path / "out")

@@ -14,7 +14,7 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -114,6 +114,37 @@ def limited(action: Callable[[], T], *, memory: int = 768 << 20, seconds: float 
     Raises:
         AssertionError: if it raised, crashed, hung, or ran out of memory.
     """
+    return together([action], memory=memory, seconds=seconds)[0]
+
+
+def together(actions: Sequence[Callable[[], T]], *, memory: int = 768 << 20, seconds: float = _HANG_SECONDS) -> list[T]:
+    """The results of all ``actions``, each in a child process of its own, at the same time.
+
+    Raises:
+        AssertionError: as ``limited``.
+    """
+    children = [_start(action, memory) for action in actions]
+    statuses: list[int] = []
+    answers: list[bytes | None] = []
+    try:
+        answers.extend(_read_answer(reader, seconds) for _, reader in children)
+    finally:
+        for child, reader in children:
+            os.close(reader)
+            os.kill(child, signal.SIGKILL)
+            statuses.append(os.waitpid(child, 0)[1])
+    results: list[T] = []
+    for data, status in zip(answers, statuses, strict=True):
+        assert data is not None, f"no answer after {seconds} seconds"
+        assert data, f"the process died (wait status {status})"
+        failure, result = pickle.loads(data)
+        assert failure is None, failure
+        results.append(result)
+    return results
+
+
+def _start(action: Callable[[], T], memory: int) -> tuple[int, int]:
+    """A child that runs ``action``, and the pipe that its answer will come through."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # about fork beside the threads of pytest's plugins
@@ -121,18 +152,7 @@ def limited(action: Callable[[], T], *, memory: int = 768 << 20, seconds: float 
     if child == 0:
         _run_child(writer, action, memory)
     os.close(writer)
-    try:
-        data = _read_answer(reader, seconds)
-    finally:
-        os.close(reader)
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-    assert data is not None, f"no answer after {seconds} seconds"
-    assert data, f"the process died (wait status {status})"
-    failure, result = pickle.loads(data)
-    assert failure is None, failure
-    answer: T = result
-    return answer
+    return child, reader
 
 
 def _run_child(writer: int, action: Callable[[], T], memory: int) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import zstandard
-from support.examine import limited
+from support.examine import limited, together
 
 from puzzlefs.blobs import BlobVerifier, BlobWriter, Layout, LoadBudget, VerifiedBlobs
 from puzzlefs.blobs.host import read_bounded, storage_errors
@@ -125,8 +125,7 @@ def _create_layout(path: Path) -> str:
 
 
 def test_many_processes_make_one_layout(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        assert pool.map(_create_layout, [tmp_path / "layout"] * 16) == ["1.0.0"] * 16
+    assert together([lambda: _create_layout(tmp_path / "layout")] * 16) == ["1.0.0"] * 16
     assert sorted(os.listdir(tmp_path / "layout")) == ["blobs", "index.json", "oci-layout"]
 
 
@@ -225,8 +224,7 @@ def _add_tags(path: Path, process: int) -> None:
 
 
 def test_processes_that_update_at_once_lose_nothing(layout: Layout) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        pool.starmap(_add_tags, [(layout.path, process) for process in range(4)])
+    together([partial(_add_tags, layout.path, process) for process in range(4)])
     assert sorted(layout.read_index().tags()) == sorted(f"p{p}-{n}" for p in range(4) for n in range(10))
 
 
