@@ -1,23 +1,32 @@
 """The entry point: one parser, one place where errors become a line on stderr and an exit code.
 
-Modules of verbs are imported for their parsers, which is cheap; each imports what it needs of the library when it runs.
+Starting must be quick, since a boot waits for ``mount``: the module of a verb is imported when it is the one that was
+typed (or all are to be listed), and imports what it needs of the library when it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Final
 
 from puzzlefs import __version__
 from puzzlefs.errors import PuzzlefsError
-from puzzlefs_cli import build, enable_verity, extract, mount, umount
 from puzzlefs_cli.arguments import HelpFormatter
 from puzzlefs_cli.exit_codes import ExitCode, exit_code
 
-_VERBS = (build, mount, umount, extract, enable_verity)
+_VERBS: Final = {
+    "build": "build",
+    "mount": "mount",
+    "umount": "umount",
+    "extract": "extract",
+    "enable-fs-verity": "enable_verity",
+}
+"""The verbs in the order of the help, and the modules that run them."""
 
 _EPILOG = """\
 exit codes:
@@ -31,8 +40,8 @@ example:
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def make_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole command line, or of the one verb that is named."""
     parser = argparse.ArgumentParser(
         prog="puzzlefs",
         description="Build, mount and look into container images that share chunks across versions.",
@@ -43,17 +52,27 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"puzzlefs {__version__}")
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for verb in _VERBS:
-        verb.add_parser(subparsers)
-    return parser
+    for verb, module in _VERBS.items():
+        if only in (None, verb):
+            importlib.import_module(f"puzzlefs_cli.{module}").add_parser(subparsers)
+    return parser if only is None else subparsers.choices[only]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """What the words of the command line say; options may stand anywhere behind the verb."""
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    if arguments and arguments[0] in _VERBS:
+        args = make_parser(arguments[0]).parse_intermixed_args(arguments[1:])
+    else:
+        args = make_parser().parse_args(arguments)
+    args.debug = debug
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments  # wherever it stands, also behind the verb
-    args = make_parser().parse_args([word for word in arguments if word != "--debug"])
-    args.debug = debug
+    args = parse(sys.argv[1:] if argv is None else argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -61,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: no second error at exit
         return ExitCode.IO
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the one place where every error ends
-        if debug:
+        if args.debug:
             traceback.print_exc()
         print(f"puzzlefs: {describe(error)}", file=sys.stderr)
         return exit_code(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from puzzlefs import errors
 from puzzlefs.errors import InvalidArgumentError, PuzzlefsError
 from puzzlefs_cli.arguments import words
 from puzzlefs_cli.exit_codes import ExitCode, exit_code
-from puzzlefs_cli.main import describe
+from puzzlefs_cli.main import describe, parse
 
 pytestmark = pytest.mark.unit
 
@@ -92,3 +94,25 @@ def test_no_error_of_ours_is_a_defect_and_none_ends_with_the_code_of_diff() -> N
 def test_an_error_is_one_line_that_ends_with_the_next_step() -> None:
     assert describe(InvalidArgumentError("bad\nthing", hint="do this")) == "bad thing; do this"
     assert "--debug" in describe(ZeroDivisionError("x"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["build", "-c", "--debug", "root", "oci:t"],
+        ["build", "root", "-c", "oci:t", "--debug"],
+        ["--debug", "build", "root", "oci:t", "-c"],
+        ["build", "-c", "--debug", "--", "root", "oci:t"],
+    ],
+)
+def test_options_may_stand_between_the_words(given: list[str]) -> None:
+    args = parse(given)
+    assert (args.words, args.compression, args.debug) == (["root", "oci:t"], True, True)
+
+
+def test_only_the_module_of_the_verb_is_loaded() -> None:
+    code = "import sys; from puzzlefs_cli.main import parse; parse(['umount', '/mnt']); print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "puzzlefs_cli.umount" in printed
+    assert "puzzlefs_cli.build" not in printed
+    assert not {"trio", "pyfuse3", "capnp", "rich"} & set(printed)
