@@ -20,6 +20,7 @@ else passes a ``LoadBudget``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from puzzlefs.blobs.host import read_bounded, storage_errors
 from puzzlefs.blobs.layout import Layout
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
-from puzzlefs.errors import FormatError, IntegrityError, VerityNotEnabledError, VerityUnavailableError
+from puzzlefs.errors import FormatError, IntegrityError, PuzzlefsError, VerityNotEnabledError, VerityUnavailableError
 from puzzlefs.lru import WeightedLru
 from puzzlefs.verity import find_measurement, measure, verity_digest
 
@@ -46,6 +47,8 @@ _CACHE_SIZE: Final = 16 << 20
 _ITEM_SIZE: Final = 256
 """About what a cached item takes besides its bytes."""
 _IN_MEMORY_SIZE: Final = 4 << 20
+_USUAL_SIZE: Final = 256 << 10
+"""Bytes of the largest chunk that builders make."""
 _BLOCK_SIZE: Final = 1 << 20
 _MAX_BLOCKS: Final = 1 << 14
 _UNBOUNDED: Final = 1 << 62
@@ -171,7 +174,13 @@ class VerifiedBlobs:
     def read_chunk(
         self, digest: Digest, compressed: bool, offset: int, length: int, budget: LoadBudget | None = None
     ) -> bytes:
-        """A part of a chunk's uncompressed content.
+        """A part of a chunk's uncompressed content, as bytes of its own; otherwise as ``view_chunk``."""
+        return bytes(self.view_chunk(digest, compressed, offset, length, budget))
+
+    def view_chunk(
+        self, digest: Digest, compressed: bool, offset: int, length: int, budget: LoadBudget | None = None
+    ) -> memoryview:
+        """A part of a chunk's uncompressed content, without copying it. The view keeps the whole content in memory.
 
         Args:
             digest: the stored blob.
@@ -192,13 +201,27 @@ class VerifiedBlobs:
         else:
             loaded = self._load(digest, compressed)
             if loaded is None:
-                return self._read_in_place(digest, offset, length, budget or LoadBudget(_UNBOUNDED))
+                return memoryview(self._read_in_place(digest, offset, length, budget or LoadBudget(_UNBOUNDED)))
             content = loaded
             if budget is not None:
                 budget.spend(len(content))
         if offset + length > len(content):
             raise _too_short(digest, len(content), offset + length)
-        return content[offset : offset + length]
+        return memoryview(content)[offset : offset + length]
+
+    def cached(self, digest: Digest, compressed: bool) -> bytes | None:
+        """The content of a chunk if it is in memory."""
+        found = self._contents.get(digest)
+        return found[1] if found is not None and found[0] == compressed else None
+
+    def will_need(self, digest: Digest) -> None:
+        """Have the host read a blob ahead, if it can. Never fails and never waits for the content."""
+        with contextlib.suppress(PuzzlefsError, OSError):
+            fd = self._layout.open_blob(digest)
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(fd)
 
     def is_cached(self, digest: Digest) -> bool:
         """Whether ``read_chunk`` of this blob would need no I/O now (if it is read as zstd or raw as before)."""
@@ -213,15 +236,31 @@ class VerifiedBlobs:
 
     def _load(self, digest: Digest, compressed: bool) -> bytes | None:
         """The content of a chunk, kept in the cache; ``None`` for a raw blob that is too large for that."""
-        if not compressed:
-            size = self._layout.blob_size(digest)
-            if size is not None and size > _IN_MEMORY_SIZE:
-                return None
-        content = self.read(digest, limit=MAX_CHUNK_CONTENT)
+        content = self._read_quickly(digest)
+        if content is None:
+            if not compressed:
+                size = self._layout.blob_size(digest)
+                if size is not None and size > _IN_MEMORY_SIZE:
+                    return None
+            content = self.read(digest, limit=MAX_CHUNK_CONTENT)
         if compressed:
             content = decompress_chunk(content, limit=MAX_CHUNK_CONTENT)
         self._contents.put(digest, (compressed, content), len(content) + _ITEM_SIZE)
         return content
+
+    def _read_quickly(self, digest: Digest) -> bytes | None:
+        """A blob of the usual kind in as few system calls as can be; ``None`` if ``read`` has to look into it."""
+        if self._verifier.recorded(digest) is not None:
+            return None  # the kernel is asked first
+        try:
+            fd = self._layout.open_blob(digest)
+            try:
+                data = os.read(fd, _USUAL_SIZE)
+            finally:
+                os.close(fd)
+        except (PuzzlefsError, OSError):
+            return None
+        return data if hashlib.sha256(data).digest() == digest else None
 
     def _read_in_place(self, digest: Digest, offset: int, length: int, budget: LoadBudget) -> bytes:
         subject = self._subject(digest)

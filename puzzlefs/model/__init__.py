@@ -22,7 +22,7 @@ from puzzlefs.model.inode import (
     Xattr,
     kind_of,
 )
-from puzzlefs.model.rootfs import ROOT_INO, Glance, InodeTable, Listing, MetadataLayer, Rootfs
+from puzzlefs.model.rootfs import ROOT_INO, Glance, InodeTable, Listing, MetadataLayer, Resident, Rootfs
 
 __all__ = [
     "ROOT_INO",
@@ -41,6 +41,7 @@ __all__ = [
     "Listing",
     "MetadataLayer",
     "RegularFile",
+    "Resident",
     "Rootfs",
     "Socket",
     "Symlink",

@@ -49,6 +49,22 @@ class Listing(NamedTuple):
     kinds: list[Kind]
 
 
+class Resident(NamedTuple):
+    """A file that begins in a chunk.
+
+    Attributes:
+        ino: its number.
+        offset: where it begins in the uncompressed content of the chunk.
+        length: how many of its bytes are there.
+        is_whole: whether these are all of them.
+    """
+
+    ino: int
+    offset: int
+    length: int
+    is_whole: bool
+
+
 class InodeTable(Protocol):
     """The inodes of one metadata layer, sorted by number.
 
@@ -105,6 +121,14 @@ class InodeTable(Protocol):
         """The parts of an ordinary regular file, likewise."""
         ...
 
+    def files_in(self, blob: Digest, first: int, stop: int) -> tuple[list[Resident], int]:
+        """The ordinary files from number ``first`` on (and before ``stop``) that begin in ``blob``.
+
+        Files are stored in the order of their numbers, so that is what else a chunk holds. The search ends at a file
+        that begins elsewhere, or ends elsewhere; its number is the second result (else ``stop``).
+        """
+        ...
+
 
 class MetadataLayer:
     """An ``InodeTable`` over decoded inodes."""
@@ -158,6 +182,9 @@ class MetadataLayer:
 
     def chunks(self, ino: int) -> list[FileChunk] | None:
         return None
+
+    def files_in(self, blob: Digest, first: int, stop: int) -> tuple[list[Resident], int]:
+        return [], stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ used again."""
 
 
 class Answers:
-    """The answers over one image."""
+    """The answers over one image, to everything but INIT, READ and what is not answered at all."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
@@ -97,7 +97,6 @@ class Answers:
             Opcode.GETATTR: self.getattr,
             Opcode.READLINK: self.readlink,
             Opcode.OPEN: self.open,
-            Opcode.READ: self.read,
             Opcode.STATFS: self.statfs,
             Opcode.GETXATTR: self.getxattr,
             Opcode.LISTXATTR: self.listxattr,
@@ -181,10 +180,6 @@ class Answers:
         flags, _ = OPEN_IN.unpack_from(request, BODY)
         self._operations.open(nodeid, flags)
         raise RequestError(errno.ENOSYS)
-
-    def read(self, nodeid: int, request: bytearray, size: int) -> bytes:
-        _, offset, length = READ_IN.unpack_from(request, BODY)
-        return self._operations.fetch(nodeid, self._operations.plan(nodeid, offset, length))
 
     # ---- extended attributes
 

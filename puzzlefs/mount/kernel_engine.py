@@ -1,13 +1,16 @@
-"""The engine that speaks the kernel's protocol itself: a loop of one readv and one writev a request.
+"""The engine that speaks the kernel's protocol itself: one readv and one writev a request.
 
 One thread serves. It answers each request where it reads it, because handing a request to another thread costs more
-than most answers. A *watchman* thread looks every few milliseconds, while there is work, whether the serving thread is
-stuck in one request (a host that does not answer, for example), and then lets another thread serve, so that one slow
-blob does not stop everybody. A thread that was stuck finds that another one serves, and waits for its turn. This costs
-the usual case nothing but a counter.
+than most answers. A *watchman* looks every few milliseconds, while there is work, whether the serving thread is stuck
+in one request (a host that does not answer, or a page that is locked, see ``kernel_content``), and then lets another
+thread serve. A thread that was stuck finds that another one serves, and waits for its turn. So one slow blob does not
+stop everybody, and the usual case pays a counter for that.
 
-Waiting for a request begins with a busy-wait of ``_SPIN`` seconds, on machines with more than one processor: a
-program that walks a tree sends its next request within microseconds, and to be woken costs more than that.
+Waiting for a request begins with a busy-wait of ``_SPIN`` seconds, on machines with more than one processor: a program
+that walks a tree sends its next request within microseconds, and to be woken costs more than that.
+
+A program that is killed while it waits cannot take its request back once it was read here; nothing here is long
+enough for that to matter, so INTERRUPT is answered with ENOSYS, and the kernel asks no more.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import select
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from types import FrameType
 from typing import Final
@@ -28,6 +32,7 @@ from puzzlefs.errors import MountError
 from puzzlefs.mount.engine import Mounting, probe
 from puzzlefs.mount.errors import RequestError
 from puzzlefs.mount.kernel_answers import WANTED_FLAGS, Answers
+from puzzlefs.mount.kernel_content import ContentServer
 from puzzlefs.mount.kernel_mount import KernelMount, mount_kernel
 from puzzlefs.mount.kernel_protocol import (
     BODY,
@@ -36,10 +41,12 @@ from puzzlefs.mount.kernel_protocol import (
     MIN_READ_BUFFER,
     MINOR,
     OUT_HEADER,
+    READ_IN,
     Opcode,
     error_reply,
     init_reply,
     parse_init,
+    store_header,
 )
 from puzzlefs.mount.signals import ENDING, held_back, in_main_thread, let_through
 
@@ -47,11 +54,22 @@ log = logging.getLogger("puzzlefs.mount")
 
 _SPIN: Final = 100e-6
 _TICK: Final = 0.02
-_IDLE_TICKS: Final = 50
+_QUIET_TICKS: Final = 50
 _MAX_THREADS: Final = 8
+_PATIENCE: Final = 1.0
+"""Seconds that the end waits for threads that are stuck."""
+_ALONE: Final = 0.01
+"""Seconds without a read by another thread after which a reader counts as the only one."""
+
 _MAX_PAGES: Final = 256
 _MAX_BACKGROUND: Final = 64
-_NO_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
+_BUFFER_SIZE: Final = 1 << 16
+_MAX_IOV: Final = 512
+
+_READ: Final = int(Opcode.READ)
+_NO_REPLY: Final = frozenset({int(Opcode.FORGET), int(Opcode.BATCH_FORGET), int(Opcode.NOTIFY_REPLY)})
+_GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
+_NOBODY_WAITS: Final = (errno.ENOENT, *_GONE)
 
 
 class KernelEngine:
@@ -61,55 +79,109 @@ class KernelEngine:
         """See ``Engine.serve``."""
         with held_back():
             mount = mount_kernel(mounting.mountpoint, mounting.options, mounting.fsname)
+            session = _Session(mounting, mount)
             try:
-                _Session(mounting, mount).run()
+                session.run()
             finally:
-                mount.close()
+                session.close()
+        if session.failure is not None:
+            raise session.failure
+
+
+class _Worker:
+    """A thread that can serve.
+
+    Attributes:
+        serial: counts the requests that it has begun.
+        is_busy: whether it is in one.
+        turn: held; released to let the thread run.
+    """
+
+    __slots__ = ("is_busy", "serial", "thread", "turn")
+
+    def __init__(self) -> None:
+        self.serial = 0
+        self.is_busy = False
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        self.thread: threading.Thread | None = None
 
 
 class _Session:
-    """One mount from INIT to the end."""
+    """One mount from INIT to the end.
+
+    Attributes:
+        failure: what broke it, if anything did.
+    """
 
     def __init__(self, mounting: Mounting, mount: KernelMount) -> None:
+        self.failure: BaseException | None = None
         self._mounting = mounting
         self._mount = mount
-        self._answers = Answers(mounting.operations)
-        self._failure: BaseException | None = None
+        self._fd = mount.fd
+        self._answers = Answers(mounting.operations).table
+        self._content = ContentServer(mounting.operations, self._store, self._take_ahead)
+        self._pending: deque[bytes] = deque()
+        self._ahead_buffer = bytearray(_BUFFER_SIZE)
+        self._last_reader = 0
+        self._alone_from = 0.0
         self._ended = False
+        self._active = threading.Event()
+        self._workers = [_Worker()]
+        self._spares: list[_Worker] = []
+        self._serving = self._workers[0]
+        self._threads: list[threading.Thread] = []
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
-        announcer = threading.Thread(target=self._announce, name="announcer", daemon=True)
-        try:
-            with self._signals_end_it():
-                self._initialise()
-                announcer.start()
-                self._serve()
-        finally:
-            self.end()
-            self._mount.close()
-            if announcer.ident is not None:
-                announcer.join()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
-        if self._failure is not None:
-            raise self._failure
+        """Serve until the end. Signals are held back when this is called, and so in every thread that it starts."""
+        self._start(self._announce, "announcer")
+        self._start(self._watch, "watchman")
+        with self._signals_end_it():
+            if self._initialise():
+                self._work(self._workers[0])
 
     def end(self) -> None:
-        """Make the serving thread return; from any thread, and from a signal handler."""
+        """Make every thread return. May be called from a signal handler: it takes no lock."""
         self._ended = True
         with contextlib.suppress(OSError):
             os.write(self._wake_write, b"\0")
 
+    def close(self) -> None:
+        """Unmount, and let go of the queue; whoever waits for an answer gets an error."""
+        self.end()
+        self._active.set()
+        self._mount.abort()
+        for worker in self._workers:
+            with contextlib.suppress(RuntimeError):  # it was not waiting
+                worker.turn.release()
+        deadline = time.monotonic() + _PATIENCE
+        for thread in [*self._threads, *(worker.thread for worker in self._workers if worker.thread)]:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                return  # stuck in the host; its descriptors must not become somebody else's
+        self._mount.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
     # ---- beginning
 
-    def _initialise(self) -> None:
+    def _start(self, work: object, name: str) -> threading.Thread:
+        thread = threading.Thread(target=work, name=name, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def _initialise(self) -> bool:
+        """Answer INIT; whether there is something to serve."""
         buffer = bytearray(MIN_READ_BUFFER)
         poll = self._poll()
-        while not self._ended:
+        while True:
             poll.poll()
+            if self._ended:
+                return False
             try:
-                size = os.readv(self._mount.fd, [buffer])
+                size = os.readv(self._fd, [buffer])
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -125,17 +197,18 @@ class _Session:
                     hint="use --engine pyfuse3",
                 )
             reply = init_reply(request, WANTED_FLAGS, max_pages=_MAX_PAGES, max_background=_MAX_BACKGROUND)
-            self._send(OUT_HEADER.pack(16 + len(reply), 0, unique) + reply)
-            return
+            self._send(OUT_HEADER.pack(OUT_HEADER.size + len(reply), 0, unique) + reply)
+            return True
 
     def _announce(self) -> None:
         try:
             probe(self._mount.point)
-            self._mounting.on_ready()
-            self._mounting.operations.prepare()
+            if not self._ended:
+                self._mounting.on_ready()
+                self._mounting.operations.prepare()
         except BaseException as error:  # noqa: BLE001  a caller's on_ready may fail in any way
             if not self._ended:
-                self._failure = error
+                self.failure = error
                 self.end()
 
     @contextlib.contextmanager
@@ -156,56 +229,163 @@ class _Session:
             for number, handler in before:
                 signal.signal(number, handler)
 
+    # ---- who serves
+
+    def _work(self, worker: _Worker) -> None:
+        """What a thread that can serve does until the end."""
+        try:
+            while not self._ended:
+                if self._serving is worker:
+                    self._serve(worker)
+                else:
+                    self._spares.append(worker)
+                    worker.turn.acquire()
+        except BaseException as error:  # noqa: BLE001  it must come out of the thread that the caller sees
+            self.failure = self.failure or error
+        self.end()
+        for other in self._workers:
+            with contextlib.suppress(RuntimeError):
+                other.turn.release()
+
+    def _watch(self) -> None:
+        """What the watchman does: when the serving thread is stuck in one request, another one serves."""
+        seen: tuple[_Worker, int] | None = None
+        quiet = 0
+        while not self._ended:
+            worker = self._serving
+            now = (worker, worker.serial)
+            if now != seen:
+                quiet = 0
+            elif worker.is_busy:
+                self._relieve()
+            else:
+                quiet += 1
+                if quiet == _QUIET_TICKS:
+                    self._active.clear()
+                    self._active.wait()
+                    quiet = 0
+            seen = now
+            time.sleep(_TICK)
+
+    def _relieve(self) -> None:
+        if self._spares:
+            spare = self._spares.pop()
+            self._serving = spare
+            spare.turn.release()
+        elif len(self._workers) < _MAX_THREADS:
+            spare = _Worker()
+            self._workers.append(spare)
+            self._serving = spare
+            spare.thread = threading.Thread(target=self._work, args=(spare,), name="server", daemon=True)
+            spare.thread.start()
+
     # ---- serving
 
     def _poll(self) -> select.poll:
         poll = select.poll()
-        poll.register(self._mount.fd, select.POLLIN)
+        poll.register(self._fd, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
         return poll
 
-    def _serve(self) -> None:
-        fd = self._mount.fd
-        buffer = bytearray(1 << 16)
+    def _serve(self, worker: _Worker) -> None:
+        """Answer requests until the end, or until another worker does."""
+        fd = self._fd
+        buffer = bytearray(_BUFFER_SIZE)
         buffers = [buffer]
+        pending = self._pending
         readv, writev, clock = os.readv, os.writev, time.perf_counter
-        unpack, pack = IN_HEADER.unpack_from, OUT_HEADER.pack
-        table = self._answers.table
+        unpack, pack, header_size = IN_HEADER.unpack_from, OUT_HEADER.pack, OUT_HEADER.size
+        answers = self._answers
         poll = self._poll()
         spin = _SPIN if len(os.sched_getaffinity(0)) > 1 else 0.0
         deadline = 0.0
-        while not self._ended:
-            try:
-                size = readv(fd, buffers)
-            except BlockingIOError:
-                now = clock()
-                if deadline == 0.0:
-                    deadline = now + spin
-                if now >= deadline:
-                    poll.poll()
-                continue
-            except OSError as error:
-                if error.errno == errno.ENOENT:  # withdrawn before it was read
+        while not self._ended and self._serving is worker:
+            if pending:
+                request = pending.popleft()
+                size = len(request)
+                buffer[:size] = request
+            else:
+                try:
+                    size = readv(fd, buffers)
+                except BlockingIOError:
+                    now = clock()
+                    if deadline == 0.0:
+                        deadline = now + spin
+                    if now >= deadline:
+                        poll.poll()
+                        if not self._active.is_set():
+                            self._active.set()
                     continue
-                if error.errno not in (errno.ENODEV, errno.ECONNABORTED):
+                except OSError as error:
+                    if error.errno == errno.ENOENT:
+                        continue  # withdrawn before it was read
+                    if error.errno in _GONE:
+                        self._ended = True
+                        return
                     raise MountError(f"the session with the kernel broke: {error.strerror}") from error
-                return
             deadline = 0.0
-            _, opcode, unique, nodeid, _, _, _, _ = unpack(buffer)
-            if opcode in _NO_REPLY:
-                continue
+            worker.serial += 1
+            worker.is_busy = True
+            _, opcode, unique, nodeid, _, _, pid, _ = unpack(buffer)
             try:
-                payload = table[opcode](nodeid, buffer, size)
-                writev(fd, (pack(16 + len(payload), 0, unique), payload))
+                if opcode == _READ:
+                    self._read(unique, nodeid, pid, buffer)
+                elif opcode not in _NO_REPLY:
+                    answer = answers.get(opcode)
+                    if answer is None:
+                        raise RequestError(errno.ENOSYS)
+                    payload = answer(nodeid, buffer, size)
+                    writev(fd, (pack(header_size + len(payload), 0, unique), payload))
             except RequestError as error:
                 self._send(error_reply(unique, error.errno))
             except OSError as error:
-                if error.errno != errno.ENOENT:
-                    raise
+                if error.errno not in _NOBODY_WAITS:
+                    log.error("a reply of %d failed: %s", opcode, error.strerror)
+                    self._send(error_reply(unique, errno.EIO))
+            except Exception:
+                log.exception("request %d of inode %d", opcode, nodeid)
+                self._send(error_reply(unique, errno.EIO))
+            worker.is_busy = False
+
+    def _read(self, unique: int, nodeid: int, pid: int, buffer: bytearray) -> None:
+        _, offset, length = READ_IN.unpack_from(buffer, BODY)
+        now = time.perf_counter()
+        if pid != self._last_reader:
+            self._last_reader = pid
+            self._alone_from = now + _ALONE
+        views = self._content.read(nodeid, offset, length, may_guess=now >= self._alone_from)
+        size = sum(map(len, views))
+        header = OUT_HEADER.pack(OUT_HEADER.size + size, 0, unique)
+        if len(views) < _MAX_IOV:
+            os.writev(self._fd, [header, *views])
+        else:
+            os.writev(self._fd, [header, b"".join(views)])
 
     def _send(self, reply: bytes) -> None:
         try:
-            os.write(self._mount.fd, reply)
+            os.write(self._fd, reply)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise
+            if error.errno not in _NOBODY_WAITS:
+                log.error("a reply failed: %s", error.strerror)
+
+    # ---- what the content server needs
+
+    def _store(self, ino: int, offset: int, content: memoryview) -> bool:
+        try:
+            os.writev(self._fd, (store_header(ino, offset, len(content)), content))
+        except OSError:
+            return False  # the kernel does not know the inode, most of the time
+        return True
+
+    def _take_ahead(self) -> set[int]:
+        """Empty the queue into ``_pending``, and say whose content is wanted by what is there."""
+        with contextlib.suppress(OSError):
+            while True:
+                size = os.readv(self._fd, [self._ahead_buffer])
+                self._pending.append(bytes(self._ahead_buffer[:size]))
+        wanted: set[int] = set()
+        for request in self._pending:
+            _, opcode, _, nodeid, *_ = IN_HEADER.unpack_from(request)
+            if opcode == _READ:
+                wanted.add(nodeid)
+        return wanted

@@ -85,9 +85,18 @@ class KernelMount:
             )
             os.waitpid(pid, 0)
 
-    def close(self) -> None:
-        """Unmount and close the queue: whoever still waits for an answer gets an error."""
+    def abort(self) -> None:
+        """Unmount and end the session: whoever still waits for an answer gets an error.
+
+        The descriptor stays taken, by something that swallows answers that come too late, until ``close``.
+        """
         self.unmount()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, self.fd, inheritable=False)
+        os.close(null)
+
+    def close(self) -> None:
+        """Close what ``abort`` left. Calling it twice is fine."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -33,11 +33,15 @@ _PRIVILEGED_XATTRS: Final = b"trusted."
 
 
 class Operations:
-    """The requests over one image."""
+    """The requests over one image.
+
+    Attributes:
+        image: the image, for engines that want to guess what will be asked for.
+    """
 
     def __init__(self, image: Image) -> None:
         self._tree = image.tree
-        self._image = image
+        self.image = image
         self._blobs = image.blobs
         self._names = NameCache(image.tree)
         self._errors = ErrorLog(self._names)
@@ -174,7 +178,14 @@ class Operations:
             RequestError: if a blob is missing, corrupt or unreadable; the log names the blob and the file.
         """
         try:
-            return self._image.fetch(plan)
+            return self.image.fetch(plan)
+        except Exception as error:
+            raise self._failed("read of", ino, error) from error
+
+    def views(self, ino: int, plan: ReadPlan) -> list[memoryview]:
+        """The pieces of a plan as ``fetch`` joins them, without copying them; as ``fetch``."""
+        try:
+            return self.image.views(plan)
         except Exception as error:
             raise self._failed("read of", ino, error) from error
 

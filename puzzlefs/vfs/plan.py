@@ -68,6 +68,18 @@ class FileMap:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def position(self, offset: int) -> int:
+        """The number of the part that holds the byte at ``offset``."""
+        return bisect_right(self._ends, offset)
+
+    def blob(self, number: int) -> Digest:
+        """The blob that holds a part.
+
+        Raises:
+            FormatError: if the part is malformed.
+        """
+        return self._chunks[number].blob.digest
+
     def plan(self, offset: int, size: int) -> ReadPlan:
         """The pieces of ``size`` bytes from ``offset`` on, cut at the end of the file.
 

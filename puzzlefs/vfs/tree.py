@@ -19,9 +19,10 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError, InvalidArgumentError, NotFoundError
 from puzzlefs.lru import WeightedLru
-from puzzlefs.model import ROOT_INO, Directory, Inode, InodeTable, Kind, RegularFile, Symlink, Whiteout
+from puzzlefs.model import ROOT_INO, Directory, Inode, InodeTable, Kind, RegularFile, Resident, Symlink, Whiteout
 from puzzlefs.vfs.attributes import Attributes, attributes_at_a_glance, attributes_of
 from puzzlefs.vfs.links import Links, count_links
 from puzzlefs.vfs.plan import MAX_FILE_SIZE, FileMap, ReadPlan
@@ -256,6 +257,11 @@ class Tree:
             cached = FileMap(content)
             self._maps.put(ino, cached, len(cached) + 1)
         return cached
+
+    def files_in(self, blob: Digest, first: int, stop: int) -> tuple[list[Resident], int]:
+        """Which files begin in a chunk, from number ``first`` on; see ``InodeTable.files_in``. A guess: not all may be
+        found."""
+        return ([], stop) if self._only is None else self._only.files_in(blob, first, stop)
 
     # ---- the whole
 

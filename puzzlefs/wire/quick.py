@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from puzzlefs.digest import SHA256_SIZE, Digest
-from puzzlefs.model import BlobRef, FileChunk, Glance, Kind, Listing
+from puzzlefs.model import BlobRef, FileChunk, Glance, Kind, Listing, Resident
 from puzzlefs.wire.message import Message
 from puzzlefs.wire.pointers import BYTES, COMPOSITE, FAR, LIST, OFFSET_MASK, OFFSET_SIGN
 
@@ -168,6 +168,38 @@ class QuickLook:
         except LookupError:
             return None
         return found
+
+    def files_in(self, blob: Digest, first: int, stop: int) -> tuple[list[Resident], int]:
+        """The files from number ``first`` on (and before ``stop``) that begin in ``blob``, up to one that does not.
+
+        Returns:
+            The files; and the number of the one that does not, or of the last one if it ends elsewhere, or ``stop``.
+        """
+        words, data, locate = self._words, self._data, self._locate
+        found: list[Resident] = []
+        for ino in range(first, stop):
+            try:
+                at = locate(ino)
+                if words[at + 1] & 0xFFFF != _REGULAR:
+                    continue
+                start, count, data_words, _, end = self._records(at + self._data_words, self._end, _MAX_ENTRIES)
+                if not count:
+                    continue
+                length = words[start]
+                ref, word, end = self._follow(start + data_words, end)
+                ref_words = word >> 32 & 0xFFFF
+                if word & _STRUCT_MASK or ref_words < 2 or not word >> 48 or ref + ref_words >= end:
+                    break
+                start, word, end = self._follow(ref + ref_words, end)
+                start <<= 3
+                if word & _LIST_MASK != _DATA or data[start : start + SHA256_SIZE] != blob:
+                    return found, ino
+                found.append(Resident(ino, words[ref], length, count == 1))
+            except LookupError:
+                continue
+            if count > 1:
+                return found, ino
+        return found, stop
 
     # ---- inside: each raises LookupError for what is not ordinary
 

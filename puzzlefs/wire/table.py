@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
+from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
 from puzzlefs.model import (
     BlockDevice,
@@ -26,6 +27,7 @@ from puzzlefs.model import (
     Kind,
     Listing,
     RegularFile,
+    Resident,
     Socket,
     Symlink,
     Whiteout,
@@ -152,6 +154,9 @@ class WireInodeTable:
 
     def chunks(self, ino: int) -> list[FileChunk] | None:
         return self._quick.chunks(ino)
+
+    def files_in(self, blob: Digest, first: int, stop: int) -> tuple[list[Resident], int]:
+        return self._quick.files_in(blob, first, stop)
 
     def _index(self, ino: int) -> int:
         """Where the inode with this number is; -1 if nowhere."""

@@ -1,0 +1,161 @@
+"""Content for the kernel: what was asked for, and what will be asked for next.
+
+A chunk holds many small files, in the order of their inode numbers. Reading and checking a chunk costs far more than
+handing its bytes over, and a request costs as much as copying 100 KiB. So when a chunk is in hand for one file, the
+rest of it is put into the kernel's page cache too (``NOTIFY_STORE``): the files that follow, if the kernel knows them
+by now (it answers ENOENT where it does not). And when chunks are wanted in the order in which they were stored, the
+host is told which ones come next, so that the disk works while this program does.
+
+Nothing is put there that is not verified, and everything is a guess that may be wrong: what is not stored is asked for.
+
+**Locked pages.** The kernel has a page locked from the moment when it wants to read it until the answer arrives, and
+storing into a locked page waits, where no signal helps. If the request for that page lies unread in our own queue, the
+wait ends only when the watchman lets another thread serve (see ``kernel_engine``), or when somebody says umount -f. So
+things are stored only while one thread alone is reading, and *before* its answer goes out, while it waits; the queue is
+emptied first, and files that somebody asks for are left out; one thread stores at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterator
+from typing import Final
+
+from puzzlefs.digest import Digest
+from puzzlefs.errors import PuzzlefsError
+from puzzlefs.mount.operations import Operations
+from puzzlefs.vfs import Piece
+
+Store = Callable[[int, int, memoryview], bool]
+"""``store(ino, offset, content)`` puts content into the page cache; whether the kernel knew the inode."""
+
+PAGE_SIZE: Final = 4096
+
+_AHEAD: Final = 8
+"""Chunks that the host is told of ahead."""
+_MAX_NEIGHBOURS: Final = 1024
+_MAX_REMEMBERED: Final = 256
+_MAX_UNKNOWN: Final = 2
+_MAX_REPEATED: Final = 64
+
+
+class ContentServer:
+    """Reads on behalf of the kernel. Thread safe."""
+
+    def __init__(self, operations: Operations, store: Store, wanted: Callable[[], Collection[int]]) -> None:
+        """Reads over one image.
+
+        Args:
+            operations: what to read.
+            store: puts content into the kernel's page cache.
+            wanted: takes requests from the queue without answering them, and says whose content they want.
+        """
+        self._operations = operations
+        self._tree = operations.image.tree
+        self._blobs = operations.image.blobs
+        self._store = store
+        self._wanted = wanted
+        self._guessing = threading.Lock()
+        self._pushed: OrderedDict[Digest, int] = OrderedDict()
+        self._coming: deque[Digest] = deque()
+        self._advised = 0
+        self._stream: Iterator[Digest] = iter(())
+
+    def read(self, ino: int, offset: int, size: int, *, may_guess: bool) -> list[memoryview]:
+        """The content of a file from ``offset`` on, verified.
+
+        Args:
+            ino: a regular file.
+            offset: in bytes.
+            size: in bytes.
+            may_guess: whether what may be asked for next can be stored now.
+
+        Raises:
+            RequestError: as ``Operations.fetch``.
+        """
+        operations = self._operations
+        plan = operations.plan(ino, offset, size)
+        if not plan.pieces:
+            return []
+        last = plan.pieces[-1]
+        is_fresh = not self._blobs.is_cached(last.blob)
+        views = operations.views(ino, plan)
+        is_wanted_again = offset == 0 or ino > self._pushed.get(last.blob, ino)
+        if (is_fresh or is_wanted_again) and self._guessing.acquire(blocking=False):
+            try:
+                if is_fresh:
+                    self._look_ahead(ino, offset + size, last)
+                if may_guess:
+                    self._push(ino, last)
+            finally:
+                self._guessing.release()
+        return views
+
+    # ---- the page cache
+
+    def _push(self, ino: int, last: Piece) -> None:
+        """Store the files that begin behind ``ino`` in the chunk with which a read of it ended."""
+        content = self._blobs.cached(last.blob, last.compressed)
+        if content is None:
+            return
+        files, _ = self._tree.files_in(last.blob, ino + 1, ino + 1 + _MAX_NEIGHBOURS)
+        if not files:
+            return
+        view = memoryview(content)
+        wanted = self._wanted()
+        pushed = ino
+        unknown = 0
+        for other, begin, length, is_whole in files:
+            end = begin + length
+            if not is_whole or end > len(view):
+                end = begin + (min(end, len(view)) - begin & -PAGE_SIZE)  # whole pages, the rest is elsewhere
+            if begin < end and other not in wanted:
+                if self._store(other, 0, view[begin:end]):
+                    pushed = other
+                    unknown = 0
+                else:
+                    unknown += 1
+                    if unknown == _MAX_UNKNOWN:
+                        break
+        self._pushed[last.blob] = pushed
+        if len(self._pushed) > _MAX_REMEMBERED:
+            self._pushed.popitem(last=False)
+
+    # ---- the host's disk
+
+    def _look_ahead(self, ino: int, stop: int, last: Piece) -> None:
+        """Tell the host what comes after the chunk of ``last``, if chunks are being wanted in their order."""
+        if last.blob not in self._coming:
+            self._stream = self._blobs_after(ino, stop, last.blob)
+            self._coming = deque(itertools.islice(self._stream, 1))
+            self._advised = 0
+            return
+        while self._coming.popleft() != last.blob:
+            self._advised -= 1
+        self._advised = max(self._advised - 1, 0)
+        self._coming.extend(itertools.islice(self._stream, _AHEAD - len(self._coming)))
+        for blob in itertools.islice(self._coming, self._advised, None):
+            if not self._blobs.is_cached(blob):
+                self._blobs.will_need(blob)
+        self._advised = len(self._coming)
+
+    def _blobs_after(self, ino: int, stop: int, blob: Digest) -> Iterator[Digest]:
+        """The chunks behind the byte before ``stop`` of a file, which is in ``blob``, in the order of the stream."""
+        with contextlib.suppress(PuzzlefsError):
+            file = self._tree.file_map(ino)
+            number = file.position(min(stop, file.size) - 1) + 1
+            while True:
+                repeated = 0
+                for part in range(number, len(file)):
+                    if file.blob(part) != blob:
+                        repeated = 0
+                        blob = file.blob(part)
+                        yield blob
+                    elif (repeated := repeated + 1) == _MAX_REPEATED:
+                        return
+                files, after = self._tree.files_in(blob, ino + 1, ino + 1 + _MAX_NEIGHBOURS)
+                ino, number = after, 1 if files and files[-1].ino == after else 0
+                file = self._tree.file_map(ino)
