@@ -77,6 +77,7 @@ def in_image(image: Image, *, mtime: bool = False) -> Tree:
     def visit(ino: int, kind: Kind, shown: bytes) -> None:
         attributes = image.tree.attributes(ino)
         assert attributes.ino == ino
+        assert attributes.blocks == (attributes.size + 511) // 512
         node = _common(attributes.mode, attributes.uid, attributes.gid)
         if mtime:
             node["mtime_ns"] = attributes.mtime_ns

@@ -262,6 +262,32 @@ def test_blobs_get_their_names_with_commit(layout: Layout) -> None:
     assert [reader(layout).read(digest, limit=5) for digest in digests[:3]] == [b"one", b"", b"two"]
 
 
+def test_data_is_on_disk_before_names_and_names_before_commit_returns(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names given before the data is on disk are empty files after a power cut."""
+    steps: list[str] = []
+    rename = os.rename
+    monkeypatch.setattr("puzzlefs.blobs.writer.sync_file_system", lambda fd: steps.append("sync"))
+    monkeypatch.setattr(os, "rename", lambda *args, **where: (steps.append("rename"), rename(*args, **where)))
+    with BlobWriter(layout) as writer:
+        writer.put(b"one")
+        writer.put(b"two")
+        assert steps == []
+        writer.commit()
+        assert steps == ["sync", "rename", "rename", "sync"]
+
+
+def test_the_index_is_on_disk_before_it_has_its_name(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr("puzzlefs.blobs.layout.sync_file_system", lambda fd: steps.append("sync"))
+    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(Path, "rename", lambda self, to: (steps.append("rename"), rename(self, to)))
+    layout.update_index(lambda index: index)
+    assert steps == ["fsync", "rename", "sync"]
+
+
 def test_views_of_other_items_are_bytes(layout: Layout) -> None:
     with BlobWriter(layout) as writer:
         digest = writer.put(memoryview(bytes(range(80))).cast("Q"))

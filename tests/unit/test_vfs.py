@@ -26,6 +26,7 @@ from puzzlefs.model import (
 )
 from puzzlefs.vfs import Entry, Piece, Tree, kind_to_file_type
 from puzzlefs.vfs.plan import FileMap
+from puzzlefs.vfs.stack import LayerStack
 
 pytestmark = pytest.mark.unit
 
@@ -222,6 +223,18 @@ def test_look_below_goes_on_until_a_complete_list(layers_between: int) -> None:
     )
     assert stack.attributes(3).nlink == 2
     assert stack.totals() == (3, 0)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 300])
+def test_which_layers_mention_an_inode(count: int) -> None:
+    """All that do, topmost first, none of them twice; with many layers, no others."""
+    layers = [MetadataLayer([f.symlink(7, b"x"), *[f.symlink(number + 10, b"y")] * 3]) for number in range(count)]
+    stack = LayerStack(layers)
+    assert list(stack.mentioning(7)) == layers
+    for number, layer in enumerate(layers):
+        mentioning = list(stack.mentioning(number + 10))
+        assert mentioning == ([layer] if count > 8 else layers)
+    assert list(stack.mentioning(8)) == ([] if count > 8 else layers)
 
 
 def test_below_a_directory_that_was_something_else_nothing_is_looked_for() -> None:
