@@ -6,13 +6,15 @@ import logging
 import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from puzzlefs.errors import InvalidArgumentError
-from puzzlefs_cli.mount_log import SyslogHandler, level_from, log_in_background
+from puzzlefs_cli.mount_log import SyslogHandler, level_from
 
 pytestmark = pytest.mark.unit
 
@@ -101,17 +103,17 @@ def test_a_level_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_log_file(tmp_path: Path) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
     file = tmp_path / "log"
-    try:
-        log_in_background(logging.INFO, file)
-        logging.getLogger("puzzlefs.mount").info("a\nb \udcff")
-        logging.getLogger("puzzlefs.mount").debug("not this")
-    finally:
-        for handler in set(root.handlers) - set(handlers):
-            root.removeHandler(handler)
-            handler.close()
-        root.setLevel(level)
+    program = """
+import logging, pathlib, sys
+from puzzlefs_cli.mount_log import log_in_background
+log_in_background(logging.INFO, pathlib.Path(sys.argv[1]))
+log = logging.getLogger("puzzlefs.mount")
+log.info("a\\nb \\udcff")
+log.debug("not this")
+"""
+    # in a process of its own, because the log of this one belongs to the test runner
+    process = subprocess.Popen([sys.executable, "-c", program, file])
+    assert process.wait(timeout=30) == 0
     (line,) = file.read_text().splitlines()
-    assert re.fullmatch(rf"[-\d]+ [:,\d]+ puzzlefs\[{os.getpid()}\]: INFO a\\x0ab \\udcff", line)
+    assert re.fullmatch(rf"[-\d]+ [:,\d]+ puzzlefs\[{process.pid}\]: INFO a\\x0ab \\udcff", line)
