@@ -190,7 +190,7 @@ def test_a_directory_that_is_moved_away_is_noticed(tmp_path: Path, monkeypatch: 
     reference = forge.image(
         [
             f.directory(1, {b"a": 2, b"z": 5}),
-            f.directory(2, {b"b": 3}),
+            f.directory(2, {b"b": 3, b"c": 5}),
             f.directory(3, {b"file": 4}),
             f.regular(4, forge.chunk(b"content")),
             f.inode(5, Fifo()),
@@ -206,6 +206,34 @@ def test_a_directory_that_is_moved_away_is_noticed(tmp_path: Path, monkeypatch: 
     with pytest.raises(UnsafePathError, match="moved"):
         extract(reference, tmp_path / "out", progress=move)
     assert trees.on_disk(elsewhere).keys() == {b".", b"b", b"b/file"}
+
+
+@pytest.mark.parametrize("what", ["file", "directory", "fifo", "link", "twice"])
+@pytest.mark.parametrize("plant", ["symlink", "hard link"])
+def test_what_somebody_plants_meanwhile_is_not_written_through(tmp_path: Path, what: str, plant: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    forge = Forge(tmp_path / "layout")
+    inodes: dict[str, Inode] = {
+        "file": f.regular(2, forge.chunk(b"content"), permissions=0o777),
+        "directory": f.directory(2, {b"below": 3}),
+        "fifo": f.inode(2, Fifo()),
+        "link": f.symlink(2, b"x"),
+        "twice": f.regular(2, forge.chunk(b"content")),
+    }
+    names = {b"name": 2, b"other": 2} if what == "twice" else {b"name": 2}
+    reference = forge.image([f.directory(1, names), inodes[what], f.inode(3, Fifo())])
+
+    def planting(entries: int, written: int) -> None:
+        name = tmp_path / "out" / "name"
+        if not os.path.lexists(name):
+            name.symlink_to(victim) if plant == "symlink" else os.link(victim, name)
+
+    before = victim.stat()
+    with pytest.raises(StorageError, match="name: File exists"):
+        extract(reference, tmp_path / "out", progress=planting)
+    assert victim.read_bytes() == b"precious"
+    assert victim.stat().st_mode == before.st_mode
 
 
 def test_what_failed_leaves_no_staging_directory(tmp_path: Path) -> None:
