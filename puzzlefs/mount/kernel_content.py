@@ -21,7 +21,7 @@ import contextlib
 import itertools
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from puzzlefs.digest import Digest
@@ -39,6 +39,7 @@ _AHEAD: Final = 8
 _MAX_NEIGHBOURS: Final = 1024
 _MAX_REMEMBERED: Final = 256
 _MAX_UNKNOWN: Final = 2
+_SMALL_READ: Final = 32 << 10
 _MAX_REPEATED: Final = 64
 
 
@@ -61,7 +62,7 @@ class ContentServer:
         self._guessing = threading.Lock()
         self._pushed: OrderedDict[Digest, int] = OrderedDict()
         self._coming: deque[Digest] = deque()
-        self._advised = 0
+        self._expected: Digest | None = None
         self._stream: Iterator[Digest] = iter(())
 
     def read(self, ino: int, offset: int, size: int, *, may_guess: bool) -> list[memoryview]:
@@ -82,19 +83,38 @@ class ContentServer:
             return []
         last = plan.pieces[-1]
         is_fresh = not self._blobs.is_cached(last.blob)
-        views = operations.views(ino, plan)
-        is_wanted_again = offset == 0 or ino > self._pushed.get(last.blob, ino)
-        if (is_fresh or is_wanted_again) and self._guessing.acquire(blocking=False):
-            try:
-                if is_fresh:
-                    self._look_ahead(ino, offset + size, last)
-                if may_guess:
-                    self._push(ino, last)
-            finally:
+        guesses = (is_fresh or offset == 0 or ino > self._pushed.get(last.blob, ino)) and self._guessing.acquire(False)
+        try:
+            if guesses and is_fresh:
+                self._look_ahead(ino, offset + size, plan.pieces)
+            views = operations.views(ino, plan)
+            if guesses and may_guess:
+                if size <= _SMALL_READ and len(views) == 1:
+                    self._push_around(ino, offset, len(views[0]), last)
+                self._push(ino, last)
+        finally:
+            if guesses:
                 self._guessing.release()
         return views
 
     # ---- the page cache
+
+    def _push_around(self, ino: int, offset: int, size: int, piece: Piece) -> None:
+        """Store what the chunk of ``piece`` holds of the file besides the bytes that are being answered."""
+        content = self._blobs.cached(piece.blob, piece.compressed)
+        if content is None:
+            return
+        begin, end, file_size = self._tree.file_map(ino).extent(offset)
+        origin = piece.offset - offset  # where the file would begin in the content
+        if end - begin <= size or origin + end > len(content) or ino in self._wanted():
+            return
+        view = memoryview(content)
+        first, answered = -(-begin // PAGE_SIZE) * PAGE_SIZE, offset + size
+        if first < offset:
+            self._store(ino, first, view[origin + first : origin + offset])
+        last = end if end == file_size else end & -PAGE_SIZE
+        if answered < last:
+            self._store(ino, answered, view[origin + answered : origin + last])
 
     def _push(self, ino: int, last: Piece) -> None:
         """Store the files that begin behind ``ino`` in the chunk with which a read of it ended."""
@@ -126,21 +146,26 @@ class ContentServer:
 
     # ---- the host's disk
 
-    def _look_ahead(self, ino: int, stop: int, last: Piece) -> None:
-        """Tell the host what comes after the chunk of ``last``, if chunks are being wanted in their order."""
-        if last.blob not in self._coming:
-            self._stream = self._blobs_after(ino, stop, last.blob)
-            self._coming = deque(itertools.islice(self._stream, 1))
-            self._advised = 0
-            return
-        while self._coming.popleft() != last.blob:
-            self._advised -= 1
-        self._advised = max(self._advised - 1, 0)
-        self._coming.extend(itertools.islice(self._stream, _AHEAD - len(self._coming)))
-        for blob in itertools.islice(self._coming, self._advised, None):
-            if not self._blobs.is_cached(blob):
-                self._blobs.will_need(blob)
-        self._advised = len(self._coming)
+    def _look_ahead(self, ino: int, stop: int, pieces: Sequence[Piece]) -> None:
+        """Tell the host what is needed now, and, if chunks are being wanted in their order, what comes after it."""
+        blobs, coming = self._blobs, self._coming
+        for piece in pieces[1:]:
+            if piece.blob not in coming and not blobs.is_cached(piece.blob):
+                blobs.will_need(piece.blob)
+        last = pieces[-1].blob
+        if last == self._expected or last in coming or pieces[0].blob in coming:
+            while coming and coming.popleft() != last:
+                pass
+            for blob in itertools.islice(self._stream, max(0, max(_AHEAD, 2 * len(pieces)) - len(coming))):
+                if not blobs.is_cached(blob):
+                    blobs.will_need(blob)
+                coming.append(blob)
+            self._expected = None
+        else:
+            stream = self._blobs_after(ino, stop, last)
+            self._expected = next(stream, None)
+            self._stream = itertools.chain((self._expected,) if self._expected else (), stream)
+            coming.clear()
 
     def _blobs_after(self, ino: int, stop: int, blob: Digest) -> Iterator[Digest]:
         """The chunks behind the byte before ``stop`` of a file, which is in ``blob``, in the order of the stream."""

@@ -72,6 +72,11 @@ class FileMap:
         """The number of the part that holds the byte at ``offset``."""
         return bisect_right(self._ends, offset)
 
+    def extent(self, offset: int) -> tuple[int, int, int]:
+        """Where the part that holds the byte at ``offset`` begins and ends in the file, and the size of the file."""
+        number = bisect_right(self._ends, offset)
+        return self._ends[number - 1] if number else 0, self._ends[number], self.size
+
     def blob(self, number: int) -> Digest:
         """The blob that holds a part.
 
