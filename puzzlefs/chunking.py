@@ -31,6 +31,10 @@ AVERAGE_SIZE: Final = 64 << 10
 MAX_SIZE: Final = 256 << 10
 """Bytes of the largest chunk. Part of the format's identity: see above."""
 
+LOOK_AHEAD: Final = 64
+"""Bytes behind a cut after which nothing can move it any more, not even the end of the stream. (``fastcdc2020`` looks
+at the first byte of the next chunk, and misses a cut one byte before the end; the rest is room to spare.)"""
+
 ChunkerName = Literal["fastcdc2020", "ronomon"]
 """``fastcdc2020``: what the original uses and every default; ``ronomon``: the older FastCDC of the ronomon
 library."""

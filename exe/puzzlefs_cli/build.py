@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 The same tree always gives the same image and the same digest, from any path and on any machine. What the OCI
-directory holds already is not stored again. The digest that is printed is what `mount --digest` takes.
+directory holds already is not stored again, and files that did not change since the last build are not read again. The
+digest that is printed is what `mount --digest` takes.
 
 examples:
   puzzlefs build rootfs images:debian
@@ -74,6 +76,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="read and check blobs that the OCI directory holds already, and replace damaged ones",
     )
+    caching = parser.add_mutually_exclusive_group()
+    caching.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="where builds remember what they read, so that the next one of the same ROOTFS reads only what changed; "
+        "the image is the same with and without (default: ${XDG_CACHE_HOME:-~/.cache}/puzzlefs/builds)",
+    )
+    caching.add_argument("--no-cache", action="store_true", help="read everything, and remember nothing")
+    parser.add_argument(
+        "--verify-cache",
+        action="store_true",
+        help="read everything, and fail if a file is not what the cache says: it changed and kept its times",
+    )
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no remarks, only errors")
     parser.set_defaults(run=run)
@@ -83,6 +98,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     (rootfs,), reference, _ = words(args.words, ("ROOTFS",), ())
     clamp_ns = _source_date_epoch() if args.timestamps == "clamp" else None
+    if args.no_cache and args.verify_cache:
+        raise InvalidArgumentError("--verify-cache needs the cache that --no-cache leaves out", hint="name one of them")
+    if args.debug:
+        import logging  # noqa: PLC0415
+
+        logging.basicConfig(level=logging.DEBUG, format="puzzlefs: %(message)s")
 
     from puzzlefs.builder import build  # noqa: PLC0415  imported when it is needed: starting must be quick
 
@@ -99,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
             clamp_ns=clamp_ns,
             cross_mounts=args.cross_mounts,
             check_existing=args.check_existing,
+            cache=None if args.no_cache else args.cache or _default_cache(rootfs),
+            verify_cache=args.verify_cache,
             progress=progress,
         )
     if not args.quiet:
@@ -108,6 +131,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"puzzlefs image manifest digest: {report.digest}")
     return 0
+
+
+def _default_cache(rootfs: str) -> Path | None:
+    """Where builds remember what they read, unless they are told; ``None`` if that would become a part of the image."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # to be ignored then, says the XDG Base Directory Specification
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:  # nobody's home
+            return None
+    cache = (base / "puzzlefs" / "builds").resolve()
+    return None if cache.is_relative_to(Path(rootfs).resolve()) else cache
 
 
 def _source_date_epoch() -> int:
@@ -146,6 +181,7 @@ def _as_json(report: BuildReport) -> dict[str, object]:
         "digest": str(report.digest),
         "inodes": report.inodes,
         "bytes": report.content_size,
+        "bytes_read": report.bytes_read,
         "chunks": report.chunks,
         "new_chunks": report.new_chunks,
         "stored_bytes": report.stored_bytes,

@@ -87,6 +87,24 @@ class BlobWriter:
             self.stored_bytes += len(data)
         return digest
 
+    def adopt(self, digest: Digest, size: int) -> bool:
+        """Whether a blob is stored, or on its way; it then needs no ``put``.
+
+        It counts as stored under the same conditions as in ``put``.
+
+        Raises:
+            StorageError: if the host cannot tell.
+        """
+        with self._lock:
+            if digest in self._known:
+                return True
+        with storage_errors("look for a blob in", self._layout.path):
+            there = self._is_there(digest, size)
+        if there:
+            with self._lock:
+                self._known.add(digest)
+        return there
+
     def commit(self) -> None:
         """Put every blob on disk and give it its name; when this returns, all of that survives a power cut.
 

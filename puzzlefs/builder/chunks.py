@@ -13,6 +13,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice, pairwise
 from typing import overload
 
 from puzzlefs.image import StoredChunk
@@ -43,6 +44,16 @@ class FileStream:
         end = self._ends[-1] if self._ends else 0
         self.chunks.extend([chunk] * count)
         self._ends.extend(range(end + length, end + length * count + 1, length))
+
+    def extend(self, chunks: Sequence[StoredChunk], lengths: Sequence[int]) -> None:
+        """Add what the next bytes of the stream were stored as, chunk by chunk."""
+        end = self._ends[-1] if self._ends else 0
+        self.chunks.extend(chunks)
+        self._ends.extend(islice(accumulate(lengths, initial=end), 1, None))
+
+    def lengths(self) -> list[int]:
+        """The bytes of the stream that each of ``chunks`` stands for."""
+        return [end - start for start, end in pairwise((0, *self._ends))]
 
     def indices(self, start: int, end: int) -> range:
         """The indices of the chunks that the bytes from ``start`` to ``end`` lie in."""

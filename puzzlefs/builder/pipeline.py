@@ -24,6 +24,7 @@ from typing import Final, Self
 
 from puzzlefs.blobs import BlobWriter
 from puzzlefs.builder.chunks import FileStream
+from puzzlefs.builder.reuse import ReusedChunks
 from puzzlefs.compression import compress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.image import StoredChunk
@@ -41,7 +42,7 @@ class _Batch:
     """Chunks that were handed over: their fate, their lengths, how often they follow one another in the
     stream."""
 
-    result: Future[list[StoredChunk]]
+    result: Future[Sequence[StoredChunk]]
     lengths: Sequence[int]
     repeat: int
     buffer: bytearray | None
@@ -84,7 +85,7 @@ class ChunkPipeline:
         self._batches: deque[_Batch] = deque()
         self._free: list[bytearray] = []
         self._buffers_left = min(2 * workers + 2, _MAX_BUFFERS)
-        self._zeros: tuple[int, Future[list[StoredChunk]]] | None = None
+        self._zeros: tuple[int, Future[Sequence[StoredChunk]]] | None = None
 
     def buffer(self) -> bytearray:
         """A buffer of ``BUFFER_SIZE`` bytes with anything in it; waits if all of them are in use.
@@ -112,6 +113,14 @@ class ChunkPipeline:
         self._batches.append(_Batch(self._zeros[1], [length], count, None))
         self._collect_finished()
 
+    def submit_known(self, known: ReusedChunks) -> None:
+        """Append chunks that the writer has adopted already."""
+        self.verity.update(known.verity)
+        result: Future[Sequence[StoredChunk]] = Future()
+        result.set_result(known.chunks)
+        self._batches.append(_Batch(result, known.lengths, 1, None))
+        self._collect_finished()
+
     def finish(self) -> None:
         """Wait until everything that was submitted is stored.
 
@@ -137,8 +146,12 @@ class ChunkPipeline:
 
     def _collect(self) -> None:
         batch = self._batches.popleft()
-        for chunk, length in zip(batch.result.result(), batch.lengths, strict=True):
-            self._stream.append(chunk, length, batch.repeat)
+        chunks = batch.result.result()
+        if batch.repeat == 1:
+            self._stream.extend(chunks, batch.lengths)
+        else:
+            for chunk, length in zip(chunks, batch.lengths, strict=True):
+                self._stream.append(chunk, length, batch.repeat)
         if batch.buffer is not None:
             self._free.append(batch.buffer)
         self.bytes_done += sum(batch.lengths) * batch.repeat
@@ -147,7 +160,7 @@ class ChunkPipeline:
 
     # ---- the workers' threads
 
-    def _store(self, buffer: bytearray | bytes, lengths: Sequence[int]) -> list[StoredChunk]:
+    def _store(self, buffer: bytearray | bytes, lengths: Sequence[int]) -> Sequence[StoredChunk]:
         stored: list[StoredChunk] = []
         start = 0
         with memoryview(buffer) as view:

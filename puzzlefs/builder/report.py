@@ -34,6 +34,7 @@ class BuildReport:
         digest: the image's digest: the fs-verity digest of its manifest, which ``--digest`` takes.
         inodes: inodes in the image; several names of one count once.
         content_size: bytes of all regular files together, holes included.
+        bytes_read: bytes of them that were read; the rest is known from the last build, or a hole.
         chunks: distinct chunks that the image consists of.
         new_chunks: those of them that the layout did not hold before.
         stored_bytes: bytes of every blob that the layout did not hold before, metadata included.
@@ -46,6 +47,7 @@ class BuildReport:
     digest: VerityDigest
     inodes: int
     content_size: int
+    bytes_read: int
     chunks: int
     new_chunks: int
     stored_bytes: int

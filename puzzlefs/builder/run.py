@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 from puzzlefs.blobs import BlobWriter, Layout
+from puzzlefs.builder.cache import BuildCache, clock_ns
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.pipeline import ChunkPipeline
 from puzzlefs.builder.report import BuildReport, Progress
+from puzzlefs.builder.reuse import Reuse
 from puzzlefs.builder.scan import scan
 from puzzlefs.builder.source import SourceTree
-from puzzlefs.builder.stream import StreamCutter, read_files
+from puzzlefs.builder.stream import StreamCutter, StreamReader
 from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.errors import InvalidArgumentError
@@ -47,6 +49,8 @@ def build(
     clamp_ns: int | None = None,
     cross_mounts: bool = False,
     check_existing: bool = False,
+    cache: Path | str | None = None,
+    verify_cache: bool = False,
     workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> BuildReport:
@@ -62,6 +66,9 @@ def build(
         clamp_ns: for ``clamp``: the latest time to store, in nanoseconds since the epoch.
         cross_mounts: look into what is mounted below ``rootfs``, too.
         check_existing: hash blobs that the layout holds already before relying on them.
+        cache: a directory, made if need be, in which builds remember what they read, so that the next one from the
+            same ``rootfs`` reads only what changed. The image is the same with and without.
+        verify_cache: read everything, and compare it with what the cache says.
         workers: threads that hash, compress and write; as many as there are CPUs, up to 8, if not given.
         progress: called now and then, in the caller's thread.
 
@@ -69,11 +76,12 @@ def build(
         What was built, with the image's digest.
 
     Raises:
-        InvalidArgumentError: for arguments that make no sense, a layout inside of ``rootfs``, a layout that
-            holds images of the other kind of format version.
+        InvalidArgumentError: for arguments that make no sense, a layout or cache inside of ``rootfs``, a layout
+            that holds images of the other kind of format version.
         NotFoundError: if ``rootfs`` does not exist.
+        IntegrityError: with ``verify_cache``, if the cache is wrong.
         SourceError: if something in ``rootfs`` cannot be read or changes meanwhile.
-        StorageError: if the layout cannot be written. Neither of the two leaves a tag or a part of a blob
+        StorageError: if the layout cannot be written. None of the three leaves a tag or a part of a blob
             behind.
     """
     started = time.monotonic()
@@ -87,8 +95,22 @@ def build(
     cutter_of = make_chunker(chunker)
     report = progress or (lambda _: None)
     stream = FileStream()
+    began_ns = clock_ns()
     with SourceTree(Path(rootfs)) as tree:
-        _refuse_overlap(tree, reference.layout)
+        _refuse_overlap(tree, reference.layout, "an OCI directory")
+        _refuse_overlap(tree, reference.layout / "blobs" / "sha256", "an OCI directory")
+        memory: BuildCache | None = None
+        if cache is not None:
+            _refuse_overlap(tree, Path(cache), "a cache directory")
+            memory = BuildCache(
+                Path(cache),
+                tree,
+                chunker=chunker,
+                format_version=format_version,
+                compression=compression,
+                cross_mounts=cross_mounts,
+            )
+        old = None if memory is None else memory.load()
         with (
             Layout.open_or_create(reference.layout, dialect_of(format_version)) as layout,
             BlobWriter(layout, check_existing=check_existing) as writer,
@@ -101,6 +123,7 @@ def build(
                 progress=lambda inodes: report(Progress("scan", inodes, 0, 0)),
             )
             inodes, total = len(found.inodes), stream.size
+            reuse = None if old is None else Reuse(old, found.files, writer)
             with ChunkPipeline(
                 stream,
                 writer,
@@ -109,8 +132,12 @@ def build(
                 workers=workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS),
                 progress=lambda done: report(Progress("chunks", inodes, done, total)),
             ) as pipeline:
-                read_files(tree, found.files, StreamCutter(cutter_of, pipeline))
+                cutter = StreamCutter(cutter_of, pipeline)
+                reader = StreamReader(tree, found.files, cutter, None if verify_cache else reuse)
+                reader.run()
                 pipeline.finish()
+            if verify_cache and reuse is not None and memory is not None:
+                reuse.check(stream, pipeline.verity, f"the build cache {memory.path}")
             report(Progress("commit", inodes, total, total))
             new_chunks = writer.new_blobs
             digest = commit_image(
@@ -122,10 +149,13 @@ def build(
                 verity=pipeline.verity,
                 writer=writer,
             )
+        if memory is not None:
+            memory.save(found.files, stream, pipeline.verity, began_ns)
     return BuildReport(
         digest=digest,
         inodes=inodes,
         content_size=total,
+        bytes_read=reader.bytes_read,
         chunks=len(pipeline.verity),
         new_chunks=new_chunks,
         stored_bytes=writer.stored_bytes,
@@ -157,21 +187,20 @@ def _to_int64(mtime_ns: int) -> int:
     return max(-_INT64, min(_INT64 - 1, mtime_ns))
 
 
-def _refuse_overlap(tree: SourceTree, layout: Path) -> None:
-    """Refuse a layout inside of the tree, which would grow while it is built, and hold itself the next time.
+def _refuse_overlap(tree: SourceTree, place: Path, what: str) -> None:
+    """Refuse a directory inside of the tree: it would grow while it is built, and hold itself the next time.
 
     Compared are devices and inode numbers of the directories above, so links and bind mounts do not hide it.
     """
     root = os.fstat(tree.fd)
-    for place in (layout, layout / "blobs" / "sha256"):
-        real = place.resolve()
-        for directory in (real, *real.parents):
-            try:
-                status = directory.stat()
-            except OSError:
-                continue
-            if (status.st_dev, status.st_ino) == (root.st_dev, root.st_ino):
-                raise InvalidArgumentError(
-                    f"{place} lies inside of {tree.root}, the tree to build from",
-                    hint="name an OCI directory outside of it",
-                )
+    real = place.resolve()
+    for directory in (real, *real.parents):
+        try:
+            status = directory.stat()
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) == (root.st_dev, root.st_ino):
+            raise InvalidArgumentError(
+                f"{place} lies inside of {tree.root}, the tree to build from",
+                hint=f"name {what} outside of it",
+            )

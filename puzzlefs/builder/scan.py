@@ -43,8 +43,12 @@ from puzzlefs.model import (
 
 _PERMISSIONS: Final = 0o7777
 _UNREADABLE_XATTR = {errno.ENODATA, errno.EACCES, errno.EPERM, errno.ENOTSUP}
-_identity = struct.Struct("<5Q")
+_identity = struct.Struct("=5Q")
+_identity_parts = struct.Struct("=Q16x2q")
 _U64: Final = (1 << 64) - 1
+
+IDENTITY_SIZE: Final = _identity.size
+"""Bytes of what ``identity_of`` returns: five numbers of eight bytes in the machine's order, the third is the size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,12 @@ def identity_of(status: os.stat_result) -> bytes:
         status.st_mtime_ns & _U64,
         status.st_ctime_ns & _U64,
     )
+
+
+def identity_parts(identity: bytes) -> tuple[int, int, int]:
+    """Of an identity, the device, and the times of modification and change in nanoseconds since the epoch."""
+    device, mtime_ns, ctime_ns = _identity_parts.unpack(identity)
+    return device, mtime_ns, ctime_ns
 
 
 def scan(

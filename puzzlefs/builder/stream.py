@@ -4,7 +4,11 @@ Files are read in the order of their inode numbers, into buffers that the chunke
 files and a file chunks. Bytes are copied once more only where a chunk begins in one buffer and ends in the
 next.
 
-Every file is checked before and after it is read: what is open must be what was scanned, and must not have
+Where the last build had the same files and a cut at the same place, what follows is taken over from it unread (see
+``reuse``). After a change, reading stops at every place where it could resume like that, to see whether there is a
+cut.
+
+Every file that is read is checked before and after it is read: what is open must be what was scanned, and must not have
 changed meanwhile, or the image would hold a state that the tree never had.
 
 Holes cost nothing: while the current chunk begins in a hole with enough zeros ahead for a cut, its bytes and
@@ -15,12 +19,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from puzzlefs.builder.pipeline import BUFFER_SIZE, ChunkPipeline
+from puzzlefs.builder.reuse import Reuse, ReusedChunks
 from puzzlefs.builder.scan import SourceFile, identity_of
 from puzzlefs.builder.source import SourceTree
-from puzzlefs.chunking import Chunker
+from puzzlefs.chunking import LOOK_AHEAD, Chunker
 
 _BLOCK = 512
 
@@ -28,10 +35,14 @@ _BLOCK = 512
 class StreamCutter:
     """Collects the bytes of the stream and hands whole chunks to the pipeline.
 
-    The current chunk always begins at the beginning of the buffer.
+    The buffer begins with a chunk. What is known to be cut already is at its beginning.
+
+    Attributes:
+        position: where in the stream the buffer begins.
     """
 
     def __init__(self, chunker: Chunker, pipeline: ChunkPipeline) -> None:
+        self.position = 0
         self._chunker = chunker
         self._pipeline = pipeline
         self._max_size = chunker.max_size
@@ -39,6 +50,8 @@ class StreamCutter:
         self._zero_length = chunker.cut(memoryview(self._zeros), final=False)[0]
         self._buffer = pipeline.buffer()
         self._filled = 0
+        self._lengths: list[int] = []
+        self._cut = 0
 
     def space(self) -> memoryview:
         """Where the next bytes of the stream go: at least one byte of room. Released by the caller."""
@@ -56,6 +69,7 @@ class StreamCutter:
             if not self._filled and count >= self._max_size:
                 repeat = (count - self._max_size) // self._zero_length + 1
                 self._pipeline.submit_zeros(self._zero_length, repeat)
+                self.position += repeat * self._zero_length
                 count -= repeat * self._zero_length
                 continue
             # A long run is begun by filling up with max_size zeros and cutting: what is left uncut is
@@ -68,6 +82,27 @@ class StreamCutter:
                 self._flush(final=False)
                 count += self._filled
                 self._filled = 0
+
+    def find_cut(self, wanted: Callable[[int], bool]) -> int | None:
+        """The first certain cut whose place in the stream is wanted.
+
+        The chunks before it are handed over, and what was collected behind it is dropped: the stream goes on there.
+        """
+        with memoryview(self._buffer) as view, view[self._cut : self._filled] as data:
+            lengths = self._chunker.cut(data, final=False)
+        for length in (0, *lengths):
+            if length:
+                self._lengths.append(length)
+                self._cut += length
+            if wanted(self.position + self._cut):
+                self._hand_over(b"")
+                return self.position
+        return None
+
+    def take(self, known: ReusedChunks) -> None:
+        """Append chunks that are stored. The stream must be cut here: nothing is collected."""
+        self._pipeline.submit_known(known)
+        self.position += sum(known.lengths)
 
     def finish(self) -> None:
         """End the stream: what is left is cut as its end."""
@@ -82,77 +117,137 @@ class StreamCutter:
             count -= step
 
     def _flush(self, *, final: bool) -> None:
-        with memoryview(self._buffer) as view, view[: self._filled] as data:
-            lengths = self._chunker.cut(data, final)
-            rest = bytes(data[sum(lengths) :])
-        if lengths:
-            self._pipeline.submit(self._buffer, lengths)
+        with memoryview(self._buffer) as view:
+            with view[self._cut : self._filled] as data:
+                self._lengths += self._chunker.cut(data, final)
+            self._cut = sum(self._lengths)
+            rest = bytes(view[self._cut : self._filled])
+        self._hand_over(rest)
+
+    def _hand_over(self, rest: bytes) -> None:
+        """Give the pipeline what is cut; ``rest`` is what was collected behind it."""
+        if self._lengths:
+            self._pipeline.submit(self._buffer, self._lengths)
             self._buffer = self._pipeline.buffer()
             self._buffer[: len(rest)] = rest
+        self.position += self._cut
         self._filled = len(rest)
+        self._lengths = []
+        self._cut = 0
 
 
-def read_files(tree: SourceTree, files: Sequence[SourceFile], cutter: StreamCutter) -> None:
-    """Append the content of ``files``, in their order, and end the stream.
+class StreamReader:
+    """Reads the files of a tree as one stream, as far as that is needed.
 
-    Raises:
-        SourceError: if a file cannot be read, is not what was scanned, or changes; it names the file.
-        StorageError: if a chunk cannot be stored.
+    Attributes:
+        bytes_read: bytes that were read.
     """
-    for file in files:
-        fd = tree.open_file(file.directory, file.name)
+
+    def __init__(
+        self, tree: SourceTree, files: Sequence[SourceFile], cutter: StreamCutter, reuse: Reuse | None = None
+    ) -> None:
+        """A reader of ``files``, in their order; what ``reuse`` knows is not read."""
+        self.bytes_read = 0
+        self._tree = tree
+        self._files = files
+        self._cutter = cutter
+        self._reuse = reuse
+        self._starts = list(accumulate((file.size for file in files), initial=0))
+
+    def run(self) -> None:
+        """Append the content of all files to the stream, and end it.
+
+        Raises:
+            SourceError: if a file cannot be read, is not what was scanned, or changes; it names the file.
+            StorageError: if a chunk cannot be stored.
+        """
+        size = self._starts[-1]
+        position = self._skip(0)
+        while position < size:
+            goal = None if self._reuse is None else self._reuse.next_after(position)
+            if goal is None:  # nothing that follows is known
+                self._reuse = None
+                goal = size
+            position = self._append(position, min(goal + LOOK_AHEAD, size))
+            if self._reuse is not None:
+                cut = self._cutter.find_cut(self._reuse.resumes_at)
+                if cut is not None:
+                    position = self._skip(cut)
+        self._cutter.finish()
+
+    def _skip(self, position: int) -> int:
+        """Take over what is known from a cut at ``position`` on; where that ends."""
+        while self._reuse is not None:
+            known = self._reuse.take(position)
+            if not known.lengths:
+                break
+            self._cutter.take(known)
+            position = self._cutter.position
+        return position
+
+    def _append(self, position: int, goal: int) -> int:
+        """Append the stream from ``position`` to ``goal``, or a bit further; where that ends."""
+        index = bisect_right(self._starts, position) - 1
+        while position < goal:
+            file, start = self._files[index], self._starts[index]
+            fd = self._tree.open_file(file.directory, file.name)
+            try:
+                position = start + self._read_file(file, fd, position - start, min(goal - start, file.size))
+            finally:
+                os.close(fd)
+            index += 1
+        return position
+
+    def _read_file(self, file: SourceFile, fd: int, position: int, goal: int) -> int:
+        """Append a file from ``position`` to ``goal``, or to the end of the hole there; where that ends."""
         try:
-            _read_file(tree, file, fd, cutter)
-        finally:
-            os.close(fd)
-    cutter.finish()
-
-
-def _read_file(tree: SourceTree, file: SourceFile, fd: int, cutter: StreamCutter) -> None:
-    try:
-        before = os.fstat(fd)
-        if identity_of(before) != file.identity:
-            raise tree.changed(file.directory, file.name)
-        if before.st_blocks * _BLOCK < file.size:
-            complete = _read_around_holes(fd, file.size, cutter)
-        else:
-            complete = _read_range(fd, file.size, cutter)
-        if not complete or identity_of(os.fstat(fd)) != file.identity:
-            raise tree.changed(file.directory, file.name)
-    except OSError as error:
-        raise tree.failure("read", file.directory, file.name, error) from error
-
-
-def _read_range(fd: int, size: int, cutter: StreamCutter) -> bool:
-    """Append ``size`` bytes from the file's position on; whether there were so many."""
-    while size:
-        with cutter.space() as view, view[:size] as target:
-            count = os.readv(fd, [target])
-        if not count:
-            return False
-        cutter.advance(count)
-        size -= count
-    return True
-
-
-def _read_around_holes(fd: int, size: int, cutter: StreamCutter) -> bool:
-    """Append a file of ``size`` bytes without reading its holes; whether it has so many."""
-    position = 0
-    while position < size:
-        try:
-            data = min(os.lseek(fd, position, os.SEEK_DATA), size)
-            end = min(os.lseek(fd, data, os.SEEK_HOLE), size) if data < size else size
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data up to the end
-                data = end = size
-            elif error.errno == errno.EINVAL and not position:  # a file system that knows of no holes
-                data, end = 0, size
+            before = os.fstat(fd)
+            if identity_of(before) != file.identity:
+                raise self._tree.changed(file.directory, file.name)
+            if before.st_blocks * _BLOCK < file.size:
+                end = self._read_around_holes(fd, position, goal, file.size)
             else:
-                raise
-        cutter.zeros(data - position)
-        if data < end:
-            os.lseek(fd, data, os.SEEK_SET)
-            if not _read_range(fd, end - data, cutter):
-                return False
-        position = end
-    return True
+                if position:
+                    os.lseek(fd, position, os.SEEK_SET)
+                end = self._read_range(fd, position, goal)
+            if end is None or identity_of(os.fstat(fd)) != file.identity:
+                raise self._tree.changed(file.directory, file.name)
+        except OSError as error:
+            raise self._tree.failure("read", file.directory, file.name, error) from error
+        return end
+
+    def _read_range(self, fd: int, position: int, goal: int) -> int | None:
+        """Append the bytes from ``position``, where the file is, to ``goal``; ``None`` if it ends before."""
+        while position < goal:
+            with self._cutter.space() as view, view[: goal - position] as target:
+                count = os.readv(fd, [target])
+            if not count:
+                return None
+            self._cutter.advance(count)
+            self.bytes_read += count
+            position += count
+        return position
+
+    def _read_around_holes(self, fd: int, position: int, goal: int, size: int) -> int | None:
+        """Append a part of a file of ``size`` bytes without reading its holes; ``None`` if it has not so many."""
+        while position < goal:
+            try:
+                data = min(os.lseek(fd, position, os.SEEK_DATA), size)
+                end = min(os.lseek(fd, data, os.SEEK_HOLE), size) if data < size else size
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # no data up to the end
+                    data = end = size
+                elif error.errno == errno.EINVAL:  # a file system that knows of no holes
+                    data, end = position, size
+                else:
+                    raise
+            self._cutter.zeros(data - position)
+            position = data
+            end = min(end, goal)
+            if data < end:
+                os.lseek(fd, data, os.SEEK_SET)
+                reached = self._read_range(fd, data, end)
+                if reached is None:
+                    return None
+                position = reached
+        return position

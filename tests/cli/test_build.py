@@ -82,6 +82,7 @@ class TestOutput:
             "digest": plain.stdout.split()[-1],
             "inodes": 3,
             "bytes": 200_007,
+            "bytes_read": 200_007,
             "chunks": 1,
             "new_chunks": 1,
             "mount_points": [],
@@ -113,11 +114,85 @@ class TestOutput:
             "--timestamps",
             "--cross-mounts",
             "--check-existing",
+            "--cache",
+            "--no-cache",
+            "--verify-cache",
             "--json",
             "--quiet",
         ):
             assert re.search(rf"{option}\b.*\s+\S.{{20}}", result.stdout), option
         assert "puzzlefs build rootfs images:debian" in result.stdout
+
+
+class TestCache:
+    def read(self, *words: str | Path, environment: dict[str, str] | None = None) -> int:
+        result = puzzlefs("build", "--json", *words, environment=environment)
+        assert (result.returncode, result.stderr) == (0, "")
+        return int(json.loads(result.stdout)["bytes_read"])
+
+    @pytest.fixture(autouse=True)
+    def old(self, root: Path) -> None:
+        time.sleep(0.03)
+
+    def test_is_in_the_users_cache_directory(self, root: Path, tmp_path: Path) -> None:
+        home = {"XDG_CACHE_HOME": f"{tmp_path}/caches"}
+        image = f"{tmp_path}/oci:tag"
+        assert [self.read(root, image, environment=home) for _ in range(2)] == [200_007, 0]
+        assert len(os.listdir(tmp_path / "caches" / "puzzlefs" / "builds")) == 1
+        assert sorted(os.listdir(tmp_path / "oci")) == ["blobs", "index.json", "oci-layout"]
+        assert self.read(root, image, environment={"XDG_CACHE_HOME": f"{tmp_path}/others"}) == 200_007
+
+    @pytest.mark.parametrize("variable", ["", "relative"])
+    def test_or_in_the_home(self, root: Path, tmp_path: Path, variable: str) -> None:
+        home = {"XDG_CACHE_HOME": variable, "HOME": f"{tmp_path}/home"}
+        assert self.read(root, f"{tmp_path}/oci:tag", environment=home) == 200_007
+        assert self.read(root, f"{tmp_path}/oci:tag", environment=home) == 0
+        assert len(os.listdir(tmp_path / "home" / ".cache" / "puzzlefs" / "builds")) == 1
+
+    def test_or_where_it_is_told(self, root: Path, tmp_path: Path) -> None:
+        words = ["--cache", f"{tmp_path}/here", str(root), f"{tmp_path}/oci:tag"]
+        assert [self.read(*words) for _ in range(2)] == [200_007, 0]
+        assert len(os.listdir(tmp_path / "here")) == 1
+
+    def test_or_nowhere(self, root: Path, tmp_path: Path) -> None:
+        home = {"XDG_CACHE_HOME": f"{tmp_path}/caches"}
+        words = ["--no-cache", str(root), f"{tmp_path}/oci:tag"]
+        assert [self.read(*words, environment=home) for _ in range(2)] == [200_007, 200_007]
+        assert not (tmp_path / "caches").exists()
+
+    def test_not_where_it_would_be_in_the_image(self, root: Path, tmp_path: Path) -> None:
+        home = {"XDG_CACHE_HOME": str(root), "HOME": str(root)}
+        assert [self.read(root, f"{tmp_path}/oci:tag", environment=home) for _ in range(2)] == [200_007, 200_007]
+        assert sorted(os.listdir(root)) == ["file", "zeros"]
+        result = puzzlefs("build", "--cache", root / "cache", root, f"{tmp_path}/oci:tag")
+        assert result.returncode == ExitCode.USAGE
+        assert "name a cache directory outside of it" in result.stderr
+
+    @needs_root
+    def test_a_home_that_is_read_only_is_no_error(self, root: Path, tmp_path: Path) -> None:
+        home = {"XDG_CACHE_HOME": "/proc/nowhere"}
+        assert [self.read(root, f"{tmp_path}/oci:tag", environment=home) for _ in range(2)] == [200_007, 200_007]
+        result = puzzlefs("--debug", "build", root, f"{tmp_path}/oci:tag", environment=home)
+        assert re.search(r"^puzzlefs: the build cache /proc/nowhere/\S+ is not written: ", result.stderr, re.M)
+
+    def test_a_bad_one_is_a_line_for_debugging(self, root: Path, tmp_path: Path) -> None:
+        words = ["--cache", f"{tmp_path}/here", str(root), f"{tmp_path}/oci:tag"]
+        self.read(*words)
+        (path,) = (tmp_path / "here").iterdir()
+        path.write_bytes(b"nonsense")
+        result = puzzlefs("--debug", "build", *words)
+        assert result.stderr == f"puzzlefs: the build cache {path} is not used: it is too short\n"
+        path.write_bytes(b"nonsense")
+        assert self.read(*words) == 200_007
+
+    def test_is_verified_when_asked_for(self, root: Path, tmp_path: Path) -> None:
+        words = [str(root), f"{tmp_path}/oci:tag"]
+        home = {"XDG_CACHE_HOME": f"{tmp_path}/caches"}
+        assert self.read("--verify-cache", *words, environment=home) == 200_007
+        assert self.read("--verify-cache", *words, environment=home) == 200_007
+        assert self.read(*words, environment=home) == 0
+        result = puzzlefs("build", "--verify-cache", "--no-cache", *words)
+        assert result.returncode == ExitCode.USAGE
 
 
 class TestTimestamps:

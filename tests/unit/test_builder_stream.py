@@ -19,7 +19,7 @@ from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.pipeline import BUFFER_SIZE, ChunkPipeline
 from puzzlefs.builder.scan import ScannedTree, scan
 from puzzlefs.builder.source import SourceTree
-from puzzlefs.builder.stream import StreamCutter, read_files
+from puzzlefs.builder.stream import StreamCutter, StreamReader
 from puzzlefs.chunking import MAX_SIZE, chunker
 from puzzlefs.digest import Digest
 from puzzlefs.errors import SourceError, StorageError
@@ -197,7 +197,7 @@ def build_stream(root: Path, place: Path, disturb: Callable[[int], None] | None 
         if disturb is not None:
             disturb(0)
         with ChunkPipeline(stream, writer, version=3, compression=False, workers=1, progress=disturb) as pipeline:
-            read_files(tree, found.files, StreamCutter(chunker("fastcdc2020"), pipeline))
+            StreamReader(tree, found.files, StreamCutter(chunker("fastcdc2020"), pipeline)).run()
             pipeline.finish()
     return stream
 
