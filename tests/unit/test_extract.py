@@ -127,6 +127,21 @@ def test_parts_of_a_chunk_that_are_zeros_do_not_stand_for_the_rest(tmp_path: Pat
         assert (tmp_path / "out" / str(number)).read_bytes() == data
 
 
+def test_what_lies_between_zeros_of_one_chunk_is_not_taken_for_zeros(tmp_path: Path) -> None:
+    forge = Forge(tmp_path / "layout")
+    content = bytes(MEBI) + b"data" * (MEBI // 4) + bytes(MEBI)
+    inodes = [
+        f.directory(1, {b"%d" % number: number for number in range(2, 6)}),
+        f.regular(2, forge.chunk(content, length=MEBI)),
+        f.regular(3, forge.chunk(content, offset=2 * MEBI, length=MEBI)),
+        f.regular(4, forge.chunk(content, offset=MEBI, length=MEBI)),
+        f.regular(5, forge.chunk(content)),
+    ]
+    extract(forge.image(inodes), tmp_path / "out")
+    assert (tmp_path / "out" / "4").read_bytes() == content[MEBI : 2 * MEBI]
+    assert (tmp_path / "out" / "5").read_bytes() == content
+
+
 def test_nothing_but_the_tree_is_left_in_the_target(tmp_path: Path) -> None:
     names = {b"%d" % number: 2 for number in range(50)}
     reference = Forge(tmp_path / "layout").image([f.directory(1, names, mtime_ns=77), f.inode(2, Fifo())])
