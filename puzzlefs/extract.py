@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from puzzlefs.blobs import VerityMode
+from puzzlefs.callable_module import make_callable
 from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import (
     FormatError,
@@ -352,3 +353,6 @@ class _Extraction:
         """Where the work is, for messages."""
         names = [*(level.entry.name for level in self.levels[1:][:_MAX_SHOWN]), self.current_name]
         return str(self.target.joinpath(*map(os.fsdecode, names)))
+
+
+make_callable(__name__, extract)

@@ -4,6 +4,7 @@
 is imported from pyfuse3 or trio until something is mounted.
 """
 
+from puzzlefs.callable_module import make_callable
 from puzzlefs.mount.options import MountOptions, parse_options
 from puzzlefs.mount.readiness import ReadinessFifo
 from puzzlefs.mount.serve import ENGINES, EngineName, mount
@@ -18,3 +19,5 @@ __all__ = [
     "parse_options",
     "unmount",
 ]
+
+make_callable(__name__, mount)
