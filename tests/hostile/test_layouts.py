@@ -281,6 +281,7 @@ def nested(depth: int, opening: str = "[", closing: str = "]") -> bytes:
         (b'{"schemaVersion":' + b"9" * 5000 + b',"manifests":[]}', FormatError),
         (b'{"schemaVersion":2,"manifests":[],"x":1e999999}', TagNotFoundError),
         (b'{"schemaVersion":2,"manifests":[]}', TagNotFoundError),
+        (nested(9_000), FormatError),
         (nested(100_000), FormatError),
         (nested(100_000, '{"a":', "}"), FormatError),
         (b"[" * 10_000_000, FormatError),
