@@ -80,7 +80,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--engine",
         choices=("auto", "kernel", "pyfuse3"),
-        default="pyfuse3",
+        default="auto",
         help="who speaks to the kernel: this program itself (kernel), libfuse (pyfuse3), or (auto, the default) the "
         "first of them that can do it here: --engine pyfuse3",
     )

@@ -31,7 +31,7 @@ def mount(
     options: MountOptions | Sequence[str] = (),
     *,
     on_ready: Callable[[], None] | None = None,
-    engine: EngineName = "pyfuse3",
+    engine: EngineName = "auto",
 ) -> None:
     """Mount ``image`` at ``mountpoint`` and serve it until it is unmounted.
 
