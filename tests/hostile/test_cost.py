@@ -481,7 +481,7 @@ def test_documents_of_many_small_things(tmp_path: Path, document: str, unit: byt
         reference = forge.raw_index(b'{"schemaVersion":2,"manifests":[],"x":[' + many + b"]}")
     else:
         reference = forge.raw_manifest(b'{"schemaVersion":2,"x":[' + many + b"]}")
-    outcome = examine_limited(reference, memory=512 << 20)
+    outcome = examine_limited(reference, memory=360 << 20)
     assert outcome.opening in ("FormatError", "TagNotFoundError")
     assert outcome.cpu_seconds < 6
 
