@@ -7,7 +7,7 @@
 * no OPEN, OPENDIR and RELEASE: these are answered with ENOSYS once, and the kernel then stops asking, keeps cached
   content at open and caches listings (``fuse_file_open`` in fs/fuse/file.c: no-open means ``FOPEN_KEEP_CACHE``, and
   no-opendir ``FOPEN_CACHE_DIR``);
-* listings come with attributes, so that a ``stat`` of what was listed needs no further request;
+* listings come with attributes where these are used (``kernel_listing``);
 * nothing that this file system has no opinion on: ENOSYS is answered once, and never asked again.
 
 Methods fail with ``RequestError`` only. Thread safe.
@@ -22,29 +22,22 @@ from typing import Final
 
 from puzzlefs.mount.engine import FOREVER
 from puzzlefs.mount.errors import RequestError
+from puzzlefs.mount.kernel_listing import Listings
 from puzzlefs.mount.kernel_protocol import (
     BODY,
-    DIRENT_SIZE,
-    DIRENTPLUS_SIZE,
     GETXATTR_IN,
     GETXATTR_OUT,
     IN_HEADER,
     OPEN_IN,
-    READ_IN,
     InitFlag,
     Opcode,
     absent_reply,
     attr_reply,
-    dirent,
-    direntplus,
-    direntplus_without_lookup,
     encode_attributes,
     entry_reply,
-    padded_name_size,
     statfs_reply,
 )
 from puzzlefs.mount.operations import Operations
-from puzzlefs.vfs import kind_to_file_type
 
 WANTED_FLAGS: Final = int(
     InitFlag.ASYNC_READ
@@ -60,8 +53,8 @@ WANTED_FLAGS: Final = int(
 
 _VALID: Final = int(FOREVER)
 _ABSENT: Final = absent_reply(_VALID)
-_NO_INO: Final = (1 << 64) - 1
-_DIRECTORY: Final = 4  # DT_DIR
+_FILE_TYPE: Final = 0o170000
+_DIRECTORY: Final = 0o040000
 _BLOCK_SIZE: Final = 4096
 _MAX_NAME: Final = 255
 
@@ -75,6 +68,7 @@ class Answers:
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
+        self._listings = Listings(operations, _VALID)
         self.table: Final[Mapping[int, Answer]] = MappingProxyType(self._table())
 
     def _table(self) -> dict[int, Answer]:
@@ -100,8 +94,8 @@ class Answers:
             Opcode.STATFS: self.statfs,
             Opcode.GETXATTR: self.getxattr,
             Opcode.LISTXATTR: self.listxattr,
-            Opcode.READDIR: self.readdir,
-            Opcode.READDIRPLUS: self.readdirplus,
+            Opcode.READDIR: self._listings.readdir,
+            Opcode.READDIRPLUS: self._listings.readdirplus,
             Opcode.RELEASE: self.nothing,
             Opcode.RELEASEDIR: self.nothing,
             Opcode.DESTROY: self.nothing,
@@ -115,6 +109,8 @@ class Answers:
         attributes = self._operations.lookup(nodeid, bytes(request[BODY : size - 1]))
         if attributes is None:
             return _ABSENT
+        if attributes.mode & _FILE_TYPE != _DIRECTORY:
+            self._listings.looked_up(nodeid)
         return entry_reply(attributes.ino, encode_attributes(attributes), _VALID)
 
     def getattr(self, nodeid: int, request: bytearray, size: int) -> bytes:
@@ -122,57 +118,6 @@ class Answers:
 
     def readlink(self, nodeid: int, request: bytearray, size: int) -> bytes:
         return self._operations.readlink(nodeid)
-
-    # ---- directories
-
-    def readdir(self, nodeid: int, request: bytearray, size: int) -> bytes:
-        _, offset, room = READ_IN.unpack_from(request, BODY)
-        parts: list[bytes] = []
-        for position, name, ino, kind in self._dots(nodeid, offset):
-            parts.append(dirent(ino, position + 1, kind, name))
-            room -= len(parts[-1])
-        entries = self._operations.entries(nodeid)
-        for position in range(max(offset - 2, 0), len(entries)):
-            entry = entries[position]
-            room -= DIRENT_SIZE + padded_name_size(len(entry.name))
-            if room < 0:
-                break
-            kind = kind_to_file_type(entry.kind) >> 12
-            parts.append(dirent(entry.ino or _NO_INO, position + 3, kind, entry.name))
-        return b"".join(parts)
-
-    def readdirplus(self, nodeid: int, request: bytearray, size: int) -> bytes:
-        _, offset, room = READ_IN.unpack_from(request, BODY)
-        operations = self._operations
-        parts: list[bytes] = []
-        for position, name, ino, kind in self._dots(nodeid, offset):
-            parts.append(direntplus_without_lookup(ino, position + 1, kind, name))
-            room -= len(parts[-1])
-        first = max(offset - 2, 0)
-        entries = operations.entries(nodeid)[first:]
-        fitting = 0
-        for entry in entries:
-            room -= DIRENTPLUS_SIZE + padded_name_size(len(entry.name))
-            if room < 0:
-                break
-            fitting += 1
-        entries = entries[:fitting]
-        after = first + 3
-        for entry, attributes in zip(entries, operations.listed(nodeid, entries), strict=True):
-            if attributes is None:  # its name is all that can be shown; looking it up fails
-                kind = kind_to_file_type(entry.kind) >> 12
-                parts.append(direntplus_without_lookup(entry.ino or _NO_INO, after, kind, entry.name))
-            else:
-                parts.append(direntplus(attributes, _VALID, after, entry.name))
-            after += 1
-        return b"".join(parts)
-
-    def _dots(self, nodeid: int, offset: int) -> list[tuple[int, bytes, int, int]]:
-        # an offset is the position in a listing that cannot change: 0 is ".", 1 is "..", then the entries
-        if offset > 1:
-            return []
-        dots = [(0, b".", nodeid, _DIRECTORY), (1, b"..", self._operations.parent(nodeid), _DIRECTORY)]
-        return dots[offset:]
 
     # ---- content
 

@@ -54,16 +54,16 @@ _ENTRY_OUT: Final = Struct("=QQQQII")  # nodeid generation entry_valid attr_vali
 _ATTR_OUT: Final = Struct("=QII")  # attr_valid attr_valid_nsec dummy
 _ATTR: Final = Struct("=QQQqqqIIIIIIIIII")
 _DIRENT: Final = Struct("=QQII")  # ino off namelen type; the name follows
-_ENTRY_AND_DIRENT: Final = Struct("=QQQQII88xQQII")
-_WHOLE_ENTRY: Final = Struct("=QQQQIIQQQqqqIIIIIIIIIIQQII")  # the same with the attributes, in one step
+_DIRENTPLUS: Final = Struct("=QQQQIIQQQqqqIIIIIIIIIIQQII")  # entry out, attributes and dirent in one step
 
 BODY: Final = IN_HEADER.size
 """Where the structure of an opcode begins in a request."""
 
 DIRENT_SIZE: Final = _DIRENT.size
-DIRENTPLUS_SIZE: Final = _ENTRY_AND_DIRENT.size
+DIRENTPLUS_SIZE: Final = _DIRENTPLUS.size
 """Bytes of an entry of READDIR and READDIRPLUS before the name."""
 
+_NO_ENTRY: Final = bytes(_ENTRY_OUT.size + _ATTR.size)
 _PADDING: Final = tuple(b"\0" * (-length % 8) for length in range(8))
 _NANOSECONDS: Final = 1_000_000_000
 _BLOCK_SIZE: Final = 4096
@@ -252,7 +252,7 @@ def direntplus(attributes: Attributes, valid: int, offset: int, name: bytes) -> 
     seconds, nanoseconds = divmod(mtime_ns, _NANOSECONDS)
     length = len(name)
     return (
-        _WHOLE_ENTRY.pack(
+        _DIRENTPLUS.pack(
             *(ino, 0, valid, valid, 0, 0),
             *(ino, size, blocks, seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds),
             *(mode, nlink, uid, gid, rdev, _BLOCK_SIZE, 0),
@@ -269,7 +269,7 @@ def direntplus_without_lookup(ino: int, offset: int, kind: int, name: bytes) -> 
     The nodeid is 0, which the kernel takes to mean this; for ``.`` and ``..`` it is never more than that.
     """
     length = len(name)
-    return _ENTRY_AND_DIRENT.pack(0, 0, 0, 0, 0, 0, ino, offset, length, kind) + name + _PADDING[length & 7]
+    return _NO_ENTRY + _DIRENT.pack(ino, offset, length, kind) + name + _PADDING[length & 7]
 
 
 def padded_name_size(length: int) -> int:

@@ -128,21 +128,28 @@ class QuickLook:
 
     def total_size(self, inos: Iterable[int]) -> tuple[int, list[int]]:
         """Bytes of the ordinary regular files among ``inos``, and the numbers of whatever is not ordinary."""
-        words, locate, file_size = self._words, self._locate, self._file_size
-        data_words = self._data_words
-        total = 0
         others: list[int] = []
-        for ino in inos:
-            try:
-                at = locate(ino)
-                if words[at + 1] & 0xFFFF != _REGULAR:
-                    continue
-                at += data_words
-                if words[at + 1]:
-                    raise _UnusualError
-                total += file_size(at)
-            except LookupError:
-                others.append(ino)
+        positions: Iterable[int]
+        if self._usable and sorted(inos) == self._numbers.tolist():  # all of them: nothing has to be looked for
+            positions = range(self._first, self._first + self._count * self._stride, self._stride)
+        else:
+            positions = found = []
+            for ino in inos:
+                try:
+                    found.append(self._locate(ino))
+                except LookupError:
+                    others.append(ino)
+        words, data_words, file_size = self._words, self._data_words, self._file_size
+        total = 0
+        for at in positions:
+            if words[at + 1] & 0xFFFF == _REGULAR:
+                pointers = at + data_words
+                try:
+                    if words[pointers + 1]:
+                        raise _UnusualError
+                    total += file_size(pointers)
+                except LookupError:
+                    others.append(words[at])
         return total, others
 
     def chunks(self, ino: int) -> list[FileChunk] | None:
@@ -291,6 +298,13 @@ class QuickLook:
     def _kinds(self, numbers: list[int]) -> list[Kind]:
         """The kinds of inodes, which all exist and are no white-outs."""
         words, locate = self._words, self._locate
+        count = len(numbers)
+        if count > 1 and numbers[-1] - numbers[0] == count - 1:
+            # mostly the entries of a directory are inodes one behind the other
+            first, last = locate(numbers[0]), locate(numbers[-1])
+            stride = self._stride
+            if last - first == (count - 1) * stride and words[first : last + 1 : stride].tolist() == numbers:
+                return [_LIVE_KINDS[word & 0xFFFF] for word in words[first + 1 : last + 2 : stride]]
         return [_LIVE_KINDS[words[locate(number) + 1] & 0xFFFF] for number in numbers]
 
 
