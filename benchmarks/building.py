@@ -9,6 +9,10 @@ that are not installed are left out and named.
 
 ``write floor`` writes the blobs of the finished image from memory as files (temporary name, then rename): what no
 builder of this format can beat on this file system.
+
+The rebuilds are of a copy of ROOTFS that was built before: as it is, and after every hundredth file was written to,
+other files each round (with a share of the data read, which the same command reports). ``find -ls`` on the copy is what
+it takes to see that nothing changed.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -26,19 +31,52 @@ from collections.abc import Callable
 from pathlib import Path
 
 Contestant = Callable[[Path], None]
+"""Does its work once, given an empty directory for its output."""
+
+
+def execute(*words: str) -> str:
+    """Run a command; what it prints."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{words[0]} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 def command(*words: str) -> Contestant:
     """A contestant that is a command; ``{out}`` in a word is its empty output directory."""
 
     def run(out: Path) -> None:
-        done = subprocess.run(
-            [word.replace("{out}", str(out)) for word in words], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(f"{words[0]} failed: {done.stderr.strip()[-500:]}")
+        execute(*(word.replace("{out}", str(out)) for word in words))
 
     return run
+
+
+class Rebuild:
+    """A build of a tree that was built before, after a share of its files was written to.
+
+    Attributes:
+        shares: the share of the data that each build read.
+    """
+
+    def __init__(self, puzzlefs: str, tree: Path, place: Path, share: float) -> None:
+        self._words = (puzzlefs, "build", "--json", "--cache", str(place / "cache"), str(tree), f"{place}/image:t")
+        self._share = share
+        self._random = random.Random(str(share))
+        self._files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
+        self.shares: list[float] = []
+        self.prepare()
+        execute(*self._words)
+
+    def prepare(self) -> None:
+        """Append a few bytes to some files."""
+        for path in self._random.sample(self._files, int(len(self._files) * self._share)):
+            with path.open("ab") as file:
+                file.write(b"changed")
+        time.sleep(0.1)  # what was changed in the last moment is read again by the build after the next
+
+    def __call__(self, out: Path) -> None:
+        report = json.loads(execute(*self._words))
+        self.shares.append(report["bytes_read"] / report["bytes"])
 
 
 def write_floor(blobs: list[bytes]) -> Contestant:
@@ -60,12 +98,19 @@ def contestants(rootfs: Path, work: Path) -> dict[str, Contestant]:
     puzzlefs = str(Path(sys.executable).with_name("puzzlefs"))
     root = str(rootfs)
     image = work / "floor"
-    subprocess.run([puzzlefs, "build", root, f"{image}:floor"], check=True, capture_output=True)
+    subprocess.run([puzzlefs, "build", "--no-cache", root, f"{image}:floor"], check=True, capture_output=True)
     blobs = [path.read_bytes() for path in sorted((image / "blobs" / "sha256").iterdir())]
+    cache = "--cache={out}/cache"
+    copy, same = work / "copy", work / "same"
+    subprocess.run(["cp", "-a", root, copy], check=True)
+    subprocess.run(["cp", "-a", root, same], check=True)
     found: dict[str, Contestant] = {
-        "puzzlefs": command(puzzlefs, "build", root, "{out}/image:t"),
+        "puzzlefs": command(puzzlefs, "build", cache, root, "{out}/image:t"),
         "write floor": write_floor(blobs),
-        "puzzlefs zstd": command(puzzlefs, "build", "-c", root, "{out}/image:t"),
+        "puzzlefs zstd": command(puzzlefs, "build", "-c", cache, root, "{out}/image:t"),
+        "puzzlefs, nothing changed": Rebuild(puzzlefs, same, work / "again", 0),
+        "puzzlefs, 1 % changed": Rebuild(puzzlefs, copy, work / "changed", 0.01),
+        "find -ls": command("find", str(same), "-ls"),
     }
     peers: dict[str, tuple[str, ...]] = {
         "mksquashfs plain": ("mksquashfs", root, "{out}/image", "-noI", "-noD", "-noF", "-noX", "-quiet"),
@@ -101,6 +146,8 @@ def main() -> None:
             for name, run in everybody.items():
                 out = work / "out"
                 out.mkdir()
+                if isinstance(run, Rebuild):
+                    run.prepare()
                 os.sync()
                 start = time.perf_counter()
                 run(out)
@@ -113,9 +160,14 @@ def main() -> None:
     print("|---|---|---|")
     for name, median in medians.items():
         print(f"| {name} | {median:.2f} | {base / median:.2f} |")
+    shares = {name: run.shares[1:] for name, run in everybody.items() if isinstance(run, Rebuild)}
+    for name, values in shares.items():
+        print(f"\n{name}: reads {100 * statistics.median(values):.1f} % of the data")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"rootfs": args.rootfs.name, "seconds": seconds, "median": medians}, indent=1))
+        args.out.write_text(
+            json.dumps({"rootfs": args.rootfs.name, "seconds": seconds, "median": medians, "read": shares}, indent=1)
+        )
 
 
 if __name__ == "__main__":

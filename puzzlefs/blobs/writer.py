@@ -95,14 +95,17 @@ class BlobWriter:
         Raises:
             StorageError: if the host cannot tell.
         """
-        with self._lock:
-            if digest in self._known:
-                return True
-        with storage_errors("look for a blob in", self._layout.path):
+        # Asked of every chunk of a build, so it takes no lock and no context manager: only ``put`` takes a digest out
+        # of the set, and only one that was not there.
+        if digest in self._known:
+            return True
+        try:
             there = self._is_there(digest, size)
+        except OSError:
+            with storage_errors("look for a blob in", self._layout.path):
+                raise
         if there:
-            with self._lock:
-                self._known.add(digest)
+            self._known.add(digest)
         return there
 
     def commit(self) -> None:

@@ -59,11 +59,23 @@ class FileStream:
         """The indices of the chunks that the bytes from ``start`` to ``end`` lie in."""
         return range(bisect_right(self._ends, start), bisect_left(self._ends, end) + 1)
 
+    def count(self, start: int, end: int) -> int:
+        """In how many chunks the bytes from ``start`` to ``end`` lie."""
+        ends = self._ends
+        first = bisect_right(ends, start)
+        return 1 if end <= ends[first] else bisect_left(ends, end, first) + 1 - first
+
+    def first_part(self, start: int, end: int) -> FileChunk:
+        """What the bytes from ``start`` to ``end`` take of the chunk that ``start`` lies in."""
+        return self.part(bisect_right(self._ends, start), start, end)
+
     def part(self, index: int, start: int, end: int) -> FileChunk:
         """What the bytes from ``start`` to ``end`` take of the chunk with the given index."""
         chunk = self.chunks[index]
         chunk_start = self._ends[index - 1] if index else 0
-        first, last = max(start, chunk_start), min(end, self._ends[index])
+        chunk_end = self._ends[index]
+        first = start if start > chunk_start else chunk_start  # max and min are calls, and this is done for each file
+        last = end if end < chunk_end else chunk_end
         return FileChunk(BlobRef(chunk.digest, first - chunk_start, chunk.compressed), last - first)
 
 
@@ -78,7 +90,7 @@ class _Part(Sequence[FileChunk]):
         self._size = size
 
     def __len__(self) -> int:
-        return len(self._stream.indices(self._start, self._start + self._size))
+        return self._stream.count(self._start, self._start + self._size)
 
     def __iter__(self) -> Iterator[FileChunk]:
         start, end = self._start, self._start + self._size
@@ -92,6 +104,8 @@ class _Part(Sequence[FileChunk]):
 
     def __getitem__(self, index: int | slice) -> FileChunk | Sequence[FileChunk]:
         start, end = self._start, self._start + self._size
+        if index == 0:  # most files lie in one chunk
+            return self._stream.first_part(start, end)
         chosen = self._stream.indices(start, end)[index]
         if isinstance(chosen, range):
             return [self._stream.part(one, start, end) for one in chosen]

@@ -89,8 +89,8 @@ class ScannedTree:
 def identity_of(status: os.stat_result) -> bytes:
     """What must stay the same while a file is read: device, inode, size, times of modification and change."""
     return _identity.pack(
-        status.st_dev & _U64,
-        status.st_ino & _U64,
+        status.st_dev,
+        status.st_ino,
         status.st_size,
         status.st_mtime_ns & _U64,
         status.st_ctime_ns & _U64,
