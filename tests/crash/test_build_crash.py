@@ -115,7 +115,11 @@ class TestKill:
         check_image(f"{layout}:old", old)
         check_blobs(layout)
         with open_image(f"{layout}:old") as image:
-            assert image.layout.read_index().tags() == (["old", "new"] if finished else ["old"])
+            tags = image.layout.read_index().tags()
+        # It may have been killed after its last step, before it could say so.
+        assert tags == ["old", "new"] or (tags == ["old"] and not finished)
+        if "new" in tags:
+            check_image(f"{layout}:new", new)
         # The next build is not disturbed by what the killed one left, and gives what it always gives.
         digest = build(new, f"{layout}:new", option)
         assert digest == build(new, f"{tmp_path}/fresh:new", option)
@@ -141,7 +145,7 @@ class TestKill:
             process.communicate()
             with open_image(f"{layout}:old") as image:
                 tags = image.layout.read_index().tags()
-            assert (f"new{attempt}" in tags) is (process.returncode == 0)
+            assert f"new{attempt}" in tags or process.returncode != 0
             for tag in tags:
                 check_image(f"{layout}:{tag}", old if tag == "old" else new)
         assert killed

@@ -13,6 +13,7 @@ import pytest
 from support import forge as f
 from support.examine import Outcome, examine, examine_limited, limited
 from support.forge import Forge
+from support.trees import let_everybody_in
 
 from puzzlefs.digest import Digest
 from puzzlefs.errors import (
@@ -174,8 +175,7 @@ def test_blobs_that_are_not_what_they_should_be(
 def test_what_may_not_be_read_is_an_error_of_the_host(tmp_path: Path, which: str) -> None:
     forge = Forge(tmp_path / "layout")
     reference = good_image(forge)
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        os.chmod(directory, 0o755)
+    let_everybody_in(tmp_path)
     path = blob_of(forge, 3, which) if which in BLOBS else forge.path / ("." if which == "layout" else which)
     os.chmod(path, 0)
 

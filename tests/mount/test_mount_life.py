@@ -91,7 +91,7 @@ def test_the_foreground_logs_to_stderr(odd: Built, point: Path, foreground: Fore
         ("", (), {"INFO"}),
     ],
 )
-def test_how_much_is_logged(  # noqa: PLR0917
+def test_how_much_is_logged(
     odd: Built, point: Path, foreground: Foreground, variable: str, options: tuple[str, ...], expected: set[str]
 ) -> None:
     with foreground(odd.image("v3"), *options, env={"PUZZLEFS_LOG": variable}) as process:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from puzzlefs.image import Image
@@ -136,3 +138,13 @@ def _common(mode: int, uid: int, gid: int) -> Node:
 
 def _join(directory: bytes, name: bytes) -> bytes:
     return name if directory == b"." else directory + b"/" + name
+
+
+def let_everybody_in(path: Path) -> None:
+    """Have other users reach ``path``, which is below the directory for temporary files; pytest's are for one user."""
+    top = Path(tempfile.gettempdir()).resolve()
+    for directory in (path.resolve(), *path.resolve().parents):
+        if directory == top:
+            return
+        directory.chmod(directory.stat().st_mode | 0o055)
+    raise AssertionError(f"{path} is not below {top}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 from support.examine import limited, together
+from support.trees import let_everybody_in
 
 from puzzlefs.blobs import BlobVerifier, BlobWriter, Layout, LoadBudget, VerifiedBlobs
 from puzzlefs.blobs.host import read_bounded, storage_errors
@@ -159,8 +160,7 @@ def test_a_read_only_layout_can_be_read_and_not_written(tmp_path: Path, layout: 
     digest = store(layout, b"data")
     for path in [*tmp_path.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    for path in (tmp_path, *list(tmp_path.parents)[:2]):
-        path.chmod(path.stat().st_mode | 0o055)
+    let_everybody_in(tmp_path)
 
     def run() -> tuple[bytes, str, str]:
         os.setgroups([])
