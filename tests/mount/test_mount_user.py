@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from mounting import Built, is_mounted, read_fifo, wait_for_end
 pytestmark = pytest.mark.mount
 
 _USER = pwd.getpwnam("nobody").pw_uid  # fusermount3 wants somebody with a name
-_ROOT = Path(__file__).parents[2]
+_PACKAGES = (
+    *("puzzlefs", "puzzlefs_cli", "pyfuse3", "trio", "outcome", "sniffio", "attr", "attrs"),
+    *("sortedcontainers", "idna", "zstandard", "pyfastcdc", "fastcdc", "rich"),
+)
 
 AsUser = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,13 +32,25 @@ def _command(uid: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def python() -> tuple[list[str], dict[str, str]]:
+def python(open_directory: Path) -> tuple[list[str], dict[str, str]]:
     """An interpreter with our packages that any user can start, and its environment."""
-    paths = [str(_ROOT / "exe"), str(_ROOT), sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    packages = open_directory / "packages"
+    packages.mkdir()
+    for module in _PACKAGES:
+        # copies, because neither the checkout nor the environment need be where everybody may go
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        origin = Path(spec.origin)
+        if origin.name == "__init__.py":
+            shutil.copytree(origin.parent, packages / module, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(origin, packages)
+    subprocess.run(["chmod", "-R", "a+rX", packages], check=True)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
     said = ""
     for name in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        command = [*_command(_USER), name, "-c", "import puzzlefs, puzzlefs_cli.main, pyfuse3"]
+        command = [*_command(_USER), name, "-c", "import puzzlefs.image, puzzlefs_cli.main, pyfuse3"]
         result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=False)
         if result.returncode == 0:
             return [name, "-m", "puzzlefs_cli"], environment
