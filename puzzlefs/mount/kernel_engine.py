@@ -55,12 +55,14 @@ log = logging.getLogger("puzzlefs.mount")
 _SPIN: Final = 100e-6
 _TICK: Final = 0.02
 _QUIET_TICKS: Final = 50
+_IDLE: Final = 0.1
 _MAX_THREADS: Final = 8
 _PATIENCE: Final = 1.0
 """Seconds that the end waits for threads that are stuck."""
 _ALONE: Final = 0.01
 """Seconds without a read by another thread after which a reader counts as the only one."""
 
+_READ_AHEAD: Final = 512 << 10
 _MAX_PAGES: Final = 256
 _MAX_BACKGROUND: Final = 64
 _BUFFER_SIZE: Final = 1 << 16
@@ -203,13 +205,26 @@ class _Session:
     def _announce(self) -> None:
         try:
             probe(self._mount.point)
+            self._mount.read_ahead(_READ_AHEAD)
             if not self._ended:
                 self._mounting.on_ready()
                 self._mounting.operations.prepare()
+                self._count_when_idle()
         except BaseException as error:  # noqa: BLE001  a caller's on_ready may fail in any way
             if not self._ended:
                 self.failure = error
                 self.end()
+
+    def _count_when_idle(self) -> None:
+        """Add up the totals that statfs tells before anybody asks, unless there is something else to do."""
+        if self._mounting.operations.is_small():
+            serial = -1
+            while serial != self._serving.serial and not self._ended:
+                serial = self._serving.serial
+                time.sleep(_IDLE)
+            if not self._ended:
+                with contextlib.suppress(RequestError):
+                    self._mounting.operations.totals()
 
     @contextlib.contextmanager
     def _signals_end_it(self) -> Iterator[None]:

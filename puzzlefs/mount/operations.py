@@ -29,6 +29,7 @@ from puzzlefs.mount.errors import RequestError, errno_of
 from puzzlefs.vfs import Attributes, Entry, ReadPlan, Totals
 from puzzlefs.vfs.tree import MAX_NAME_LENGTH
 
+_FEW_INODES: Final = 200_000
 _PRIVILEGED_XATTRS: Final = b"trusted."
 
 
@@ -236,6 +237,10 @@ class Operations:
         """Count the links of the image, which the first request for a file would otherwise wait for. Never fails."""
         with contextlib.suppress(PuzzlefsError):  # whoever asks for a file is told
             self._tree.links()
+
+    def is_small(self) -> bool:
+        """Whether a pass over all inodes is a matter of a fraction of a second."""
+        return sum(map(len, self.image.rootfs.metadata_layers)) <= _FEW_INODES
 
     # ---- inside
 
