@@ -30,6 +30,8 @@ INSIDE = "PUZZLEFS_TEST_MACHINE_REPORT"
 JSON each."""
 
 _BOOT_AND_RUN_SECONDS = 1200
+_OWN_DIRECTORIES = ("/tmp", "/var/tmp", "/run", "/var/run", "/dev", "/sys", "/proc")
+"""Where the machine mounts file systems of its own over this machine's files."""
 _TAIL = 2000
 
 
@@ -136,7 +138,7 @@ def run_in_machine(node_ids: Sequence[str], directory: Path) -> tuple[Mapping[st
     console = directory / "console"
     command = [
         vng, "--disable-kvm", "--run", kernel, "--user", "root", "--cpus", "2", "--memory", "2G",
-        f"--rwdir={directory}", "--", f"sh {shlex.quote(str(script))}",
+        f"--rwdir={directory}", *_hidden_directories(), "--", f"sh {shlex.quote(str(script))}",
     ]  # fmt: skip
     with console.open("wb") as output:
         process = subprocess.Popen(
@@ -165,6 +167,17 @@ def run_in_machine(node_ids: Sequence[str], directory: Path) -> tuple[Mapping[st
             if outcomes.get(entry["node_id"], _PASSED).outcome == "passed":
                 outcomes[entry["node_id"]] = Outcome(entry["outcome"], entry["text"])
     return outcomes, console.read_bytes()[-_TAIL:].decode(errors="replace")
+
+
+def _hidden_directories() -> list[str]:
+    """Options that show what the tests read where the machine would have an empty directory of its own instead."""
+    needed = (PROJECT, PROJECT.parent / "shared", Path(sys.prefix), Path(sys.base_prefix))
+    shown: list[Path] = []
+    for path in needed:
+        below = any(path.is_relative_to(own) for own in _OWN_DIRECTORIES)
+        if below and path.exists() and not any(path.is_relative_to(other) for other in shown):
+            shown.append(path)
+    return [f"--rodir={path}" for path in shown]
 
 
 def _version(name: str) -> list[int]:
