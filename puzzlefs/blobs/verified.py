@@ -43,7 +43,7 @@ MAX_CHUNK_CONTENT: Final = 64 << 20
 MAX_RAW_SIZE: Final = 1 << 30
 """Bytes of the largest chunk that is stored raw."""
 
-_CACHE_SIZE: Final = 16 << 20
+_CACHE_SIZE: Final = 8 << 20
 _ITEM_SIZE: Final = 256
 """About what a cached item takes besides its bytes."""
 _IN_MEMORY_SIZE: Final = 4 << 20

@@ -35,7 +35,7 @@ MAX_NAME_LENGTH: Final = 255
 MAX_TARGET_LENGTH: Final = 4095
 """Bytes of the longest symlink target (Linux PATH_MAX less the terminating NUL)."""
 
-_ENTRY_CACHE: Final = 32_768
+_ENTRY_CACHE: Final = 16_384
 _MAP_CACHE: Final = 16_384
 _UNBOUNDED: Final = 1 << 62
 
