@@ -106,7 +106,10 @@ class InodeTable(Protocol):
         ...
 
     def glance(self, ino: int) -> Glance | None:
-        """What ``find`` would say, for the ordinary inode and in a hurry; ``None`` where it takes ``find`` to tell."""
+        """What ``find`` would say, for the ordinary inode and in a hurry; ``None`` where it takes ``find`` to tell.
+
+        A glance at a directory does not look at its entries, so it may succeed where they are malformed.
+        """
         ...
 
     def total_size(self, inos: Iterable[int]) -> tuple[int, list[int]]:
@@ -115,6 +118,10 @@ class InodeTable(Protocol):
 
     def listing(self, ino: int) -> Listing | None:
         """The entries of an ordinary directory, likewise."""
+        ...
+
+    def may_have_xattrs(self) -> bool:
+        """Whether any inode has xattrs; may be wrong in saying that one has."""
         ...
 
     def chunks(self, ino: int) -> list[FileChunk] | None:
@@ -179,6 +186,9 @@ class MetadataLayer:
 
     def listing(self, ino: int) -> Listing | None:
         return None
+
+    def may_have_xattrs(self) -> bool:
+        return any(inode.xattrs for inode in self._inodes)
 
     def chunks(self, ino: int) -> list[FileChunk] | None:
         return None

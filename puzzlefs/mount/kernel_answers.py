@@ -8,7 +8,9 @@
   content at open and caches listings (``fuse_file_open`` in fs/fuse/file.c: no-open means ``FOPEN_KEEP_CACHE``, and
   no-opendir ``FOPEN_CACHE_DIR``);
 * listings come with attributes where these are used (``kernel_listing``);
-* nothing that this file system has no opinion on: ENOSYS is answered once, and never asked again.
+* nothing that this file system has no opinion on: ENOSYS is answered once, and never asked again. That goes for
+  extended attributes too, if no inode of the image has any: otherwise the kernel looks for an ACL at each inode that
+  somebody else than its owner uses. (Programs are told that the file system does not support them.)
 
 Methods fail with ``RequestError`` only. Thread safe.
 """
@@ -68,6 +70,7 @@ class Answers:
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
+        self._tree = operations.image.tree
         self._listings = Listings(operations, _VALID)
         self.table: Final[Mapping[int, Answer]] = MappingProxyType(self._table())
 
@@ -129,11 +132,15 @@ class Answers:
     # ---- extended attributes
 
     def getxattr(self, nodeid: int, request: bytearray, size: int) -> bytes:
+        if not self._tree.may_have_xattrs():
+            raise RequestError(errno.ENOSYS)
         room, _ = GETXATTR_IN.unpack_from(request, BODY)
         name = bytes(request[BODY + GETXATTR_IN.size : size - 1])
         return _sized(self._operations.getxattr(nodeid, name), room)
 
     def listxattr(self, nodeid: int, request: bytearray, size: int) -> bytes:
+        if not self._tree.may_have_xattrs():
+            raise RequestError(errno.ENOSYS)
         room, _ = GETXATTR_IN.unpack_from(request, BODY)
         uid = IN_HEADER.unpack_from(request)[4]
         names = self._operations.listxattr(nodeid, privileged=uid == 0)

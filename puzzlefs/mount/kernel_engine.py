@@ -126,6 +126,7 @@ class _Session:
         self._pending: deque[bytes] = deque()
         self._ahead_buffer = bytearray(_BUFFER_SIZE)
         self._last_reader = 0
+        self._last_read = 0.0
         self._alone_from = 0.0
         self._ended = False
         self._active = threading.Event()
@@ -366,8 +367,10 @@ class _Session:
         _, offset, length = READ_IN.unpack_from(buffer, BODY)
         now = time.perf_counter()
         if pid != self._last_reader:
+            if now < self._last_read + _ALONE:
+                self._alone_from = now + _ALONE
             self._last_reader = pid
-            self._alone_from = now + _ALONE
+        self._last_read = now
         views = self._content.read(nodeid, offset, length, may_guess=now >= self._alone_from)
         size = sum(map(len, views))
         header = OUT_HEADER.pack(OUT_HEADER.size + size, 0, unique)

@@ -76,6 +76,7 @@ class Tree:
         self._links: Links | None = None
         self._first_places: dict[int, tuple[int, bytes]] = {}
         self._totals: Totals | None = None
+        self._has_xattrs: bool | None = None
 
     # ---- inodes
 
@@ -138,11 +139,19 @@ class Tree:
             FormatError: as ``inode``; also for names that cannot be.
         """
         result: dict[bytes, bytes] = {}
+        if self._only is not None and self._only.glance(ino) is not None:
+            return result  # the ordinary inode has none
         for xattr in self.inode(ino).xattrs:
             if not xattr.key or b"\0" in xattr.key or len(xattr.key) > MAX_NAME_LENGTH:
                 raise FormatError(f"inode {ino}: {xattr.key[:80]!r} cannot be the name of an extended attribute")
             result[xattr.key] = xattr.value
         return result
+
+    def may_have_xattrs(self) -> bool:
+        """Whether any inode of any layer has extended attributes; may be wrong in saying that one has."""
+        if self._has_xattrs is None:
+            self._has_xattrs = any(layer.may_have_xattrs() for layer in self._stack.layers)
+        return self._has_xattrs
 
     def readlink(self, ino: int) -> bytes:
         """The target of a symlink.

@@ -4,7 +4,7 @@ Nearly all inodes of nearly all images look alike: no xattrs, one chunk or a few
 A file system is asked for thousands of those at a time, so ``QuickLook`` answers the questions that are asked most
 without building an ``Inode``, and says ``None`` for whatever is not quite ordinary: malformed, long, or just rare. Then
 the table's own methods decide. So an answer from here is always what they would have answered, and no error comes from
-here.
+here; only that ``glance`` at a directory does not look at its entries, where something may be wrong.
 
 Positions are words of the message, as everywhere in this room. What one answer can cost is bounded by itself
 (``_MAX_CHUNKS`` chunks, ``_MAX_ENTRIES`` entries); the table charges listings to the message's ledger.
@@ -152,6 +152,25 @@ class QuickLook:
                     others.append(words[at])
         return total, others
 
+    def may_have_xattrs(self) -> bool:
+        """Whether any inode has xattrs, or cannot be judged quickly."""
+        if not self._usable:
+            return self._count > 0
+        words, first, stride = self._words, self._first, self._stride
+        end = first + self._count * stride
+        extras = first + self._data_words + 1
+        try:
+            for at, packed, extra in zip(
+                range(extras, end, stride), words[first + 1 : end : stride], words[extras:end:stride], strict=True
+            ):
+                if extra:
+                    if packed & 0xFFFF != _SYMLINK:
+                        return True
+                    self._target_size(at)
+        except LookupError:
+            return True
+        return False
+
     def chunks(self, ino: int) -> list[FileChunk] | None:
         """The parts of a regular file that has few."""
         words, data = self._words, self._data
@@ -266,10 +285,15 @@ class QuickLook:
 
     def _target_size(self, pointer: int) -> int:
         """Length of the target that hangs on an inode's additional data, which has no xattrs."""
+        words = self._words
         start, word, end = self._follow(pointer, self._end)
         start += word >> 32 & 0xFFFF
-        if word & _STRUCT_MASK or word >> 48 < 2 or start + (word >> 48) > end or self._words[start]:
+        if word & _STRUCT_MASK or word >> 48 < 2 or start + (word >> 48) > end:
             raise _UnusualError
+        if words[start]:  # a list of xattrs, which is there even if it is empty
+            at, word, xattrs_end = self._follow(start, end)
+            if word & _LIST_MASK != _RECORDS or at + (word >> 35) >= xattrs_end or words[at] & 0xFFFFFFFF:
+                raise _UnusualError
         start, word, end = self._follow(start + 1, end)
         size = word >> 35
         if word & _LIST_MASK != _DATA or start + (size + 7 >> 3) > end:

@@ -152,6 +152,9 @@ class WireInodeTable:
             self._message.ledger.left -= words
         return found
 
+    def may_have_xattrs(self) -> bool:
+        return self._quick.may_have_xattrs()
+
     def chunks(self, ino: int) -> list[FileChunk] | None:
         return self._quick.chunks(ino)
 
