@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,17 +167,19 @@ def test_the_log_file(odd: Built, mounted: Mount) -> None:
 
 @pytest.fixture
 def syslog() -> Iterator[socket.socket]:
-    """A system log that is us."""
+    """A system log that is us; one test at a time, for there is one ``/dev/log``."""
     path = Path("/dev/log")
-    if path.is_symlink() or path.exists():
-        pytest.skip("this machine has a system log already")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(path))
-        try:
-            listener.settimeout(20)
-            yield listener
-        finally:
-            path.unlink()
+    with open(Path(tempfile.gettempdir()) / "puzzlefs-test-syslog.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.is_symlink() or path.exists():
+            pytest.skip("this machine has a system log already")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+            listener.bind(str(path))
+            try:
+                listener.settimeout(20)
+                yield listener
+            finally:
+                path.unlink()
 
 
 def test_syslog(odd: Built, mounted: Mount, syslog: socket.socket) -> None:
