@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,13 +185,26 @@ def syslog() -> Iterator[socket.socket]:
 
 
 def test_syslog(odd: Built, mounted: Mount, syslog: socket.socket) -> None:
-    with mounted(odd.image("v3")) as mount:
-        pid = mount.pid
-        date = r"[A-Z][a-z][a-z] [ 123]\d \d\d:\d\d:\d\d"
-        daemon_info = 3 << 3 | 6
-        while not (message := syslog.recv(2000).decode()).endswith(f"puzzlefs[{pid}]: Mounting {mount.path}"):
-            pass  # another test's daemon may be logging, too
-        assert re.fullmatch(rf"<{daemon_info}>{date} puzzlefs\[{pid}\]: Mounting {mount.path}", message)
+    messages: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:  # from the beginning: other tests' daemons may be logging, too, and a full queue loses ours
+        while message := syslog.recv(2000).decode():
+            messages.put(message)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        with mounted(odd.image("v3")) as mount:
+            pid = mount.pid
+            date = r"[A-Z][a-z][a-z] [ 123]\d \d\d:\d\d:\d\d"
+            daemon_info = 3 << 3 | 6
+            while not (message := messages.get(timeout=20)).endswith(f"puzzlefs[{pid}]: Mounting {mount.path}"):
+                pass
+            assert re.fullmatch(rf"<{daemon_info}>{date} puzzlefs\[{pid}\]: Mounting {mount.path}", message)
+    finally:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(b"", "/dev/log")
+        listener.join(20)
 
 
 def test_a_stuck_syslog_does_not_stop_the_file_system(odd: Built, mounted: Mount, syslog: socket.socket) -> None:
