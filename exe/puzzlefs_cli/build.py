@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from puzzlefs.builder import BuildReport
 
 _EPILOG = """\
-The same tree always gives the same image and the same digest, from any path and on any machine. What the OCI
+The same tree always gives the same image and the same digest, from any path and on any machine (with -c: with
+the same version of the zstd library). What the OCI
 directory holds already is not stored again, and files that did not change since the last build are not read again. The
 digest that is printed is what `mount --digest` takes.
 
