@@ -327,6 +327,7 @@ class _Session:
                     now = clock()
                     if deadline == 0.0:
                         deadline = now + spin
+                    os.sched_yield()
                     if now >= deadline:
                         poll.poll()
                         if not self._active.is_set():

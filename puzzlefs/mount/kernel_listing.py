@@ -75,6 +75,8 @@ class Listings:
     def readdirplus(self, nodeid: int, request: bytearray, size: int) -> bytes:
         """The answer to READDIRPLUS."""
         _, offset, room = READ_IN.unpack_from(request, BODY)
+        if offset > _DOTS and offset - _DOTS >= len(self._operations.entries(nodeid)):
+            return b""  # every listing is asked for once more after its end
         valid = self._valid
         parts = [
             direntplus_without_lookup(ino, after, _DIRECTORY, name) for ino, after, name in self._dots(nodeid, offset)
