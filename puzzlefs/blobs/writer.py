@@ -4,6 +4,11 @@ A blob is written to a temporary file in the same directory. Only ``commit`` giv
 puts all of the data on disk, then each is renamed, then a second syncfs puts the names on disk. (A rename without the
 first sync leaves empty files under final names after a power cut.) The caller moves a tag only after ``commit``.
 
+What is written meanwhile need not wait for ``commit``: each time ``_WRITE_OUT_SIZE`` bytes have come together, a thread
+begins to put them on disk, so the disk works while chunks are cut and hashed, and the first sync of ``commit`` finds
+little left. The kernel reports a failed write-back once to each descriptor, so what that thread is told is kept, and
+``commit`` fails with it.
+
 A good blob is never rewritten: one that is there with the right size is left alone, or, with ``check_existing``, with
 the right content. One of a wrong size is replaced by rename, so a reader that has it open keeps what it had.
 
@@ -16,9 +21,10 @@ import contextlib
 import hashlib
 import os
 import secrets
+import signal
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from puzzlefs.blobs.host import storage_errors, sync_file_system
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
@@ -26,6 +32,11 @@ from puzzlefs.digest import Digest
 from puzzlefs.errors import PuzzlefsError, StorageError
 
 _COPY_SIZE = 1 << 20
+_WRITE_OUT_SIZE: Final = 96 << 20
+"""Bytes that are put on disk at once, ahead of ``commit``."""
+_WORTH_A_THREAD: Final = 16 << 20
+"""Bytes that ``commit`` puts on disk faster than a thread of its own would pay for."""
+_ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
 class BlobWriter:
@@ -46,6 +57,9 @@ class BlobWriter:
         self._failed: set[Digest] = set()
         self._session = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         self._counter = 0
+        self._unsynced_size = 0
+        self._write_out: threading.Thread | None = None
+        self._write_out_error: OSError | None = None
         self.new_blobs = 0
         self.stored_bytes = 0
 
@@ -85,6 +99,9 @@ class BlobWriter:
             self._pending[digest] = temporary
             self.new_blobs += 1
             self.stored_bytes += len(data)
+            self._unsynced_size += len(data)
+            if self._unsynced_size >= _WRITE_OUT_SIZE:
+                self._begin_write_out()
         return digest
 
     def adopt(self, digest: Digest, size: int) -> bool:
@@ -108,6 +125,12 @@ class BlobWriter:
             self._known.add(digest)
         return there
 
+    def begin_write_out(self) -> None:
+        """Begin to put on disk what was put so far, for a caller who has other work to do before ``commit``."""
+        with self._lock:
+            if self._unsynced_size >= _WORTH_A_THREAD:
+                self._begin_write_out()
+
     def commit(self) -> None:
         """Put every blob on disk and give it its name; when this returns, all of that survives a power cut.
 
@@ -119,7 +142,10 @@ class BlobWriter:
             raise StorageError(f"blob sha256:{min(self._failed).hex()} could not be written to {self._layout.path}")
         with storage_errors("write blobs to", self._layout.path):
             directory = self._layout.blobs_fd
+            self._end_write_out()
             sync_file_system(directory)
+            if self._write_out_error is not None:
+                raise self._write_out_error
             while self._pending:
                 digest, temporary = next(iter(self._pending.items()))
                 os.rename(temporary, digest.hex(), src_dir_fd=directory, dst_dir_fd=directory)
@@ -128,6 +154,7 @@ class BlobWriter:
 
     def abort(self) -> None:
         """Remove what was written and not committed."""
+        self._end_write_out()
         while self._pending:
             _, temporary = self._pending.popitem()
             with contextlib.suppress(OSError):
@@ -140,6 +167,28 @@ class BlobWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
+
+    def _begin_write_out(self) -> None:
+        """Start a thread that syncs, unless there is one. The lock is held."""
+        if self._write_out is None or not self._write_out.is_alive():
+            self._unsynced_size = 0
+            self._write_out = threading.Thread(target=self._sync, name="puzzlefs-write-out")
+            # An exception of a signal handler in the middle of this would leave a thread that nobody can wait for.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+            try:
+                self._write_out.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _sync(self) -> None:
+        try:
+            sync_file_system(self._layout.blobs_fd)
+        except OSError as error:
+            self._write_out_error = error
+
+    def _end_write_out(self) -> None:
+        if self._write_out is not None:
+            self._write_out.join()
 
     def _is_there(self, digest: Digest, size: int) -> bool:
         if self._layout.blob_size(digest) != size:

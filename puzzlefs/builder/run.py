@@ -138,6 +138,7 @@ def build(
                 pipeline.finish()
             if verify_cache and reuse is not None and memory is not None:
                 reuse.check(stream, pipeline.verity, f"the build cache {memory.path}")
+            writer.begin_write_out()  # while the metadata are encoded
             report(Progress("commit", inodes, total, total))
             new_chunks = writer.new_blobs
             digest = commit_image(

@@ -296,6 +296,50 @@ def test_views_of_other_items_are_bytes(layout: Layout) -> None:
     assert reader(layout).read(digest, limit=80) == bytes(range(80))
 
 
+def test_much_data_is_put_on_disk_before_commit(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("puzzlefs.blobs.writer._WRITE_OUT_SIZE", 100)
+    synced = threading.Event()
+    monkeypatch.setattr("puzzlefs.blobs.writer.sync_file_system", lambda fd: synced.set())
+    with BlobWriter(layout) as writer:
+        writer.put(b"a" * 99)
+        assert not synced.is_set()
+        writer.put(b"b")
+        assert synced.wait(10)
+        assert all(name.startswith(".tmp-") for name in names(layout))
+        writer.commit()
+    assert len(names(layout)) == 2
+
+
+def test_a_failure_to_put_data_on_disk_is_told_once_and_counts(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel does it: whoever asks first is told of a failed write-back, and nobody after that."""
+    monkeypatch.setattr("puzzlefs.blobs.writer._WORTH_A_THREAD", 1)
+    failures = [OSError(errno.EIO, os.strerror(errno.EIO))]
+
+    def sync(fd: int) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr("puzzlefs.blobs.writer.sync_file_system", sync)
+    with BlobWriter(layout) as writer:
+        writer.put(b"a")
+        writer.begin_write_out()
+        writer.put(b"b")
+        with pytest.raises(StorageError, match="Input/output error"):
+            writer.commit()
+    assert not failures
+    assert names(layout) == []
+
+
+def test_little_data_waits_for_commit(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs: list[int] = []
+    monkeypatch.setattr("puzzlefs.blobs.writer.sync_file_system", syncs.append)
+    with BlobWriter(layout) as writer:
+        writer.put(b"a")
+        writer.begin_write_out()
+    assert syncs == []
+    assert names(layout) == []
+
+
 def test_leaving_without_commit_leaves_nothing(layout: Layout) -> None:
     with pytest.raises(KeyError), BlobWriter(layout) as writer:
         writer.put(b"one")
