@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from puzzlefs.builder import Progress
 
 _STAGES = {"scan": "looking around", "chunks": "storing", "commit": "writing to disk"}
+_INTERVAL = 0.1
+"""Seconds between two pictures."""
 
 
 @contextlib.contextmanager
@@ -35,16 +38,23 @@ def progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None] | None]:
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[inodes]} inodes"),
     )
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # Drawn by whoever reports, not by a thread of the bar's own: a program without threads builds with processes.
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         task = bar.add_task(_STAGES["scan"], total=None, inodes=0)
+        drawn = 0.0
 
         def show(progress: Progress) -> None:
+            nonlocal drawn
+            now = time.monotonic()
+            is_due = now >= drawn + _INTERVAL
+            drawn = now if is_due else drawn
             bar.update(
                 task,
                 description=_STAGES[progress.stage],
                 completed=progress.bytes_done,
                 total=progress.bytes_total or None,
                 inodes=progress.inodes,
+                refresh=is_due,
             )
 
         yield show

@@ -12,6 +12,8 @@ little left. The kernel reports a failed write-back once to each descriptor, so 
 A good blob is never rewritten: one that is there with the right size is left alone, or, with ``check_existing``, with
 the right content. One of a wrong size is replaced by rename, so a reader that has it open keeps what it had.
 
+Processes forked from the one that owns the writer write through a ``delegate``; the owner takes over what they wrote.
+
 ``put`` may be called from several threads. Leaving the context without ``commit`` removes the temporary files.
 """
 
@@ -36,6 +38,7 @@ _WRITE_OUT_SIZE: Final = 96 << 20
 """Bytes that are put on disk at once, ahead of ``commit``."""
 _WORTH_A_THREAD: Final = 16 << 20
 """Bytes that ``commit`` puts on disk faster than a thread of its own would pay for."""
+_DELEGATED: Final = "-w"
 _ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
@@ -60,6 +63,8 @@ class BlobWriter:
         self._unsynced_size = 0
         self._write_out: threading.Thread | None = None
         self._write_out_error: OSError | None = None
+        self._step = 0
+        self._has_delegates = False
         self.new_blobs = 0
         self.stored_bytes = 0
 
@@ -83,8 +88,7 @@ class BlobWriter:
                 return digest
             self._known.add(digest)
             self._failed.discard(digest)
-            self._counter += 1
-            temporary = f"{self._session}-{self._counter:x}"
+            temporary = self._next_name()
         try:
             with storage_errors("write a blob to", self._layout.path):
                 if self._is_there(digest, len(data)):
@@ -96,13 +100,44 @@ class BlobWriter:
                 self._failed.add(digest)
             raise
         with self._lock:
-            self._pending[digest] = temporary
-            self.new_blobs += 1
-            self.stored_bytes += len(data)
-            self._unsynced_size += len(data)
-            if self._unsynced_size >= _WRITE_OUT_SIZE:
-                self._begin_write_out()
+            self._add(digest, temporary, len(data))
         return digest
+
+    def delegate(self, index: int, count: int) -> BlobWriter:
+        """A writer for a process that is about to be forked, the one with this ``index`` of ``count``.
+
+        It writes files and is asked for them with ``take_written``; it must not be committed or left as a context.
+        """
+        self._has_delegates = True
+        other = BlobWriter(self._layout, check_existing=self._check_existing)
+        other._known = set(self._known)
+        other._session = self._session
+        other._counter, other._step = index, count
+        return other
+
+    def take_written(self) -> list[tuple[Digest, int, int]]:
+        """What a delegate has written since the last call: digests, sizes, and the numbers of the temporary files."""
+        written = [
+            (digest, os.stat(name, dir_fd=self._layout.blobs_fd).st_size, int(name.rpartition(_DELEGATED)[2], 16))
+            for digest, name in self._pending.items()
+        ]
+        self._pending.clear()
+        return written
+
+    def take_over(self, digest: Digest, size: int, number: int) -> None:
+        """Take note of a blob that a delegate has written; as ``put``.
+
+        Raises:
+            StorageError: if two of them have written it, and one of the files cannot be removed.
+        """
+        temporary = f"{self._session}{_DELEGATED}{number:x}"
+        with self._lock:
+            if digest not in self._pending:
+                self._known.add(digest)
+                self._add(digest, temporary, size)
+                return
+        with storage_errors("write a blob to", self._layout.path):
+            os.unlink(temporary, dir_fd=self._layout.blobs_fd)
 
     def adopt(self, digest: Digest, size: int) -> bool:
         """Whether a blob is stored, or on its way; it then needs no ``put``.
@@ -159,6 +194,11 @@ class BlobWriter:
             _, temporary = self._pending.popitem()
             with contextlib.suppress(OSError):
                 os.unlink(temporary, dir_fd=self._layout.blobs_fd)
+        if self._has_delegates:  # they may have written files that nobody was told of
+            with contextlib.suppress(OSError):
+                for name in os.listdir(self._layout.blobs_fd):
+                    if name.startswith(self._session):
+                        os.unlink(name, dir_fd=self._layout.blobs_fd)
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +207,23 @@ class BlobWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
+
+    def _next_name(self) -> str:
+        """A temporary name that nobody else uses. The lock is held."""
+        if self._step:
+            self._counter += self._step
+            return f"{self._session}{_DELEGATED}{self._counter:x}"
+        self._counter += 1
+        return f"{self._session}-{self._counter:x}"
+
+    def _add(self, digest: Digest, temporary: str, size: int) -> None:
+        """Take note of a blob that was written. The lock is held."""
+        self._pending[digest] = temporary
+        self.new_blobs += 1
+        self.stored_bytes += size
+        self._unsynced_size += size
+        if self._unsynced_size >= _WRITE_OUT_SIZE and not self._step:
+            self._begin_write_out()
 
     def _begin_write_out(self) -> None:
         """Start a thread that syncs, unless there is one. The lock is held."""

@@ -17,6 +17,7 @@ from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.builder.cache import BuildCache, clock_ns
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.pipeline import ChunkPipeline
+from puzzlefs.builder.processes import can_fork
 from puzzlefs.builder.report import BuildReport, Progress
 from puzzlefs.builder.reuse import Reuse
 from puzzlefs.builder.scan import scan
@@ -35,6 +36,8 @@ than a bound."""
 VERSIONS: Final = (1, 2, 3)
 
 _MAX_WORKERS: Final = 8
+_WORTH_PROCESSES: Final = 64 << 20
+"""Bytes to read from which on workers are processes."""
 _INT64: Final = 1 << 63
 
 
@@ -69,7 +72,7 @@ def build(
         cache: a directory, made if need be, in which builds remember what they read, so that the next one from the
             same ``rootfs`` reads only what changed. The image is the same with and without.
         verify_cache: read everything, and compare it with what the cache says.
-        workers: threads that hash, compress and write; as many as there are CPUs, up to 8, if not given.
+        workers: threads or processes that hash, compress and write; as many as there are CPUs, up to 8, if not given.
         progress: called now and then, in the caller's thread.
 
     Returns:
@@ -130,6 +133,7 @@ def build(
                 version=format_version,
                 compression=compression,
                 workers=workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS),
+                processes=reuse is None and total >= _WORTH_PROCESSES and can_fork(),
                 progress=lambda done: report(Progress("chunks", inodes, done, total)),
             ) as pipeline:
                 cutter = StreamCutter(cutter_of, pipeline)

@@ -3,6 +3,7 @@ there is whole."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,7 +25,17 @@ from puzzlefs_cli.exit_codes import ExitCode
 
 pytestmark = pytest.mark.crash
 
-PUZZLEFS = str(Path(sys.executable).with_name("puzzlefs"))
+PUZZLEFS = [str(Path(sys.executable).with_name("puzzlefs"))]
+_SMALL_WORTH_PROCESSES = """
+import sys
+from puzzlefs.builder import run as builder
+from puzzlefs_cli.main import run
+builder._WORTH_PROCESSES = 0
+sys.argv[0] = "puzzlefs"
+run()
+"""
+PUZZLEFS_ALONE = PUZZLEFS[0]
+WITH_PROCESSES = [sys.executable, "-c", _SMALL_WORTH_PROCESSES]
 BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system is for root")
@@ -32,7 +43,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file
 
 def start(root: Path, image: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [PUZZLEFS, "build", *options, root, image], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PUZZLEFS, "build", *options, root, image], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -74,8 +85,76 @@ def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(root: Path, image: str, *options: str) -> str:
-    result = subprocess.run([PUZZLEFS, "build", *options, root, image], check=True, capture_output=True, text=True)
+    result = subprocess.run([*PUZZLEFS, "build", *options, root, image], check=True, capture_output=True, text=True)
     return result.stdout.split()[-1]
+
+
+@pytest.fixture(autouse=True, params=["threads", "processes"])
+def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test here is run with both kinds of workers; small trees would have threads otherwise."""
+    if request.param == "processes":
+        monkeypatch.setattr(sys.modules[__name__], "PUZZLEFS", WITH_PROCESSES)
+    return str(request.param)
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+class TestWorkers:
+    def test_both_kinds_make_the_same_image(self, old: Path, new: Path, tmp_path: Path, workers: str) -> None:
+        (new / "again").write_bytes(b"".join((old / name).read_bytes() for name in sorted(os.listdir(old)) * 2))
+        try:
+            for option in ("-c", "--format-version=3", "--format-version=1"):
+                subprocess.run(
+                    [PUZZLEFS_ALONE, "build", "--no-cache", option, new, f"{tmp_path}/alone{option}:t"], check=True
+                )
+                digest = build(new, f"{tmp_path}/{workers}{option}:t", option, "--no-cache")
+                with open_image(f"{tmp_path}/alone{option}:t", digest=digest):
+                    pass
+                here, there = (tmp_path / f"{name}{option}" / "blobs" / "sha256" for name in ("alone", workers))
+                assert sorted(os.listdir(here)) == sorted(os.listdir(there))
+        finally:
+            (new / "again").unlink()
+
+    def test_a_worker_that_is_killed_ends_the_build(self, old: Path, tmp_path: Path, workers: str) -> None:
+        if workers == "threads":
+            return  # threads can't be killed one by one
+        build(old, f"{tmp_path}/oci:old")
+        root = noise_tree(tmp_path / "root", 7, 60)
+        process = start(root, f"{tmp_path}/oci:new")
+        while process.poll() is None and not (found := children(process.pid)):
+            pass
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == ExitCode.IO
+        assert output == ""
+        assert "a process that stores chunks has ended (SIGKILL)" in errors
+        assert "run the command again" in errors
+        assert temporary_files(tmp_path / "oci") == []
+        check_image(f"{tmp_path}/oci:old", old)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    def test_workers_end_with_the_build(self, tmp_path: Path, workers: str, number: signal.Signals) -> None:
+        root = noise_tree(tmp_path / "root", 8, 60)
+        process = start(root, f"{tmp_path}/oci:new")
+        blobs = tmp_path / "oci" / "blobs" / "sha256"
+        while process.poll() is None and not (blobs.exists() and any(".tmp-" in name for name in os.listdir(blobs))):
+            pass
+        found = children(process.pid)
+        assert bool(found) == (workers == "processes")
+        os.kill(process.pid, number)
+        process.communicate(timeout=60)
+        assert process.returncode in (ExitCode.INTERRUPTED, -number)
+        deadline = time.monotonic() + 10
+        while any(os.path.exists(f"/proc/{pid}/fd/0") for pid in found):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        if number != signal.SIGKILL:
+            assert temporary_files(tmp_path / "oci") == []
 
 
 class TestKill:
@@ -164,7 +243,7 @@ def test_names_are_given_after_the_data_is_on_disk(old: Path, tmp_path: Path, ve
             trace,
             "-e",
             "trace=openat,rename,renameat,renameat2,syncfs,fsync",
-            PUZZLEFS,
+            *PUZZLEFS,
             "build",
             f"--format-version={version}",
             old,

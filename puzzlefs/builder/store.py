@@ -1,0 +1,81 @@
+"""What becomes of a chunk: hashed, made smaller if asked for, measured, written.
+
+A ``ChunkStore`` is the part of a build that workers share. What it does depends on the bytes of a chunk alone, so it
+does not matter which worker a chunk comes to, or whether two of them do the same work.
+
+Thread safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from puzzlefs.blobs import BlobWriter
+from puzzlefs.compression import compress_chunk
+from puzzlefs.digest import Digest, VerityDigest
+from puzzlefs.image import StoredChunk
+from puzzlefs.verity import verity_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The chunks of one buffer.
+
+    Attributes:
+        chunks: in the order of the stream.
+        verity: the fs-verity digests of their stored bytes, where this buffer is the first to have them.
+    """
+
+    chunks: Sequence[StoredChunk]
+    verity: dict[Digest, VerityDigest]
+
+
+class ChunkStore:
+    """Stores chunks through one writer.
+
+    Within a build a chunk is known by the sha256 of its raw bytes, so each distinct chunk is compressed and written
+    once (by two workers that meet it at once, twice, to the same result; the writer takes it once).
+    """
+
+    def __init__(self, writer: BlobWriter, *, version: int, compression: bool) -> None:
+        """A store for images of format ``version``, which says how chunks are compressed."""
+        self._writer = writer
+        self._version = version
+        self._compression = compression
+        self._known: dict[bytes, StoredChunk] = {}
+
+    def store(self, buffer: bytes | bytearray | memoryview, lengths: Sequence[int]) -> Stored:
+        """Store the chunks that ``buffer`` begins with.
+
+        Raises:
+            StorageError: if one cannot be written.
+        """
+        chunks: list[StoredChunk] = []
+        verity: dict[Digest, VerityDigest] = {}
+        start = 0
+        with memoryview(buffer) as view:
+            for length in lengths:
+                with view[start : start + length] as data:
+                    key = hashlib.sha256(data).digest()
+                    chunk = self._known.get(key)
+                    if chunk is None:
+                        chunk = self._known[key] = self._store_new(data, key, verity)
+                chunks.append(chunk)
+                start += length
+        return Stored(chunks, verity)
+
+    def _store_new(self, data: memoryview, key: bytes, verity: dict[Digest, VerityDigest]) -> StoredChunk:
+        if self._compression:
+            smaller = compress_chunk(data, self._version)
+            if len(smaller) < len(data):
+                return self._put(smaller, Digest.of(smaller), verity, compressed=True)
+        return self._put(data, Digest(key), verity, compressed=False)
+
+    def _put(
+        self, data: bytes | memoryview, digest: Digest, verity: dict[Digest, VerityDigest], *, compressed: bool
+    ) -> StoredChunk:
+        verity[digest] = verity_digest(data)
+        self._writer.put(data, digest)
+        return StoredChunk(digest, len(data), compressed)
