@@ -326,6 +326,23 @@ class StoredChunk:
     compressed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CommittedImage:
+    """What was committed.
+
+    Attributes:
+        version: the format version.
+        verity: the image's digest: the fs-verity digest of its manifest.
+        manifest: sha256 of the manifest, and its bytes.
+        metadata: sha256 and bytes of every other blob that is no chunk.
+    """
+
+    version: int
+    verity: VerityDigest
+    manifest: tuple[Digest, int]
+    metadata: tuple[tuple[Digest, int], ...]
+
+
 def dialect_of(version: int) -> Dialect:
     """The kind of layout that holds images of a format version."""
     return Dialect.OCI if version == DEFAULT_VERSION else Dialect.PUZZLEFS_DEV
@@ -340,7 +357,7 @@ def commit_image(
     chunks: Sequence[StoredChunk],
     verity: Mapping[Digest, VerityDigest],
     writer: BlobWriter,
-) -> VerityDigest:
+) -> CommittedImage:
     """Store the metadata of an image whose chunks are in ``writer`` already, commit that, and point the tag to it.
 
     Args:
@@ -352,41 +369,63 @@ def commit_image(
         verity: for each distinct stored chunk the fs-verity digest of the stored bytes.
         writer: the writer that holds the chunks; it is committed.
 
-    Returns:
-        The image's digest: the fs-verity digest of its manifest.
-
     Raises:
         StorageError: if the host fails. The tag is then what it was.
         FormatError: if something does not fit the format.
     """
     codec = codec_for(version)
+    metadata: list[tuple[Digest, int]] = []
+
+    def put(data: bytes) -> Digest:
+        digest = writer.put(data)
+        metadata.append((digest, len(data)))
+        return digest
+
     if version == DEFAULT_VERSION:
         rootfs = codec.encode_rootfs(layers=layers, metadata_refs=(), verity=verity)
         descriptor = Descriptor(
             media_types.ROOTFS,
-            writer.put(rootfs),
+            put(rootfs),
             len(rootfs),
             {media_types.VERITY_ROOT_HASH: verity_digest(rootfs).hex()},
         )
-        writer.put(EMPTY_CONFIG_DATA)
+        put(EMPTY_CONFIG_DATA)
         manifest = Manifest.of([descriptor, *map(_chunk_descriptor, chunks)]).encode()
-        extra = {"platform": _platform()}
-        media_type = media_types.MANIFEST
     else:
         all_verity = dict(verity)
         refs: list[BlobRef] = []
         for layer in layers:
             vector = codec.encode_inode_vector(layer)
-            digest = writer.put(vector)
+            digest = put(vector)
             all_verity[digest] = verity_digest(vector)
             refs.append(BlobRef(digest, 0, False))
         manifest = codec.encode_rootfs(layers=(), metadata_refs=refs, verity=all_verity)
-        extra = {}
-        media_type = media_types.ROOTFS
-    top = Descriptor(media_type, writer.put(manifest), len(manifest), extra=extra)
+    top = (writer.put(manifest), len(manifest))
+    _commit_tag(layout, tag, version, top, writer)
+    return CommittedImage(version, verity_digest(manifest), top, tuple(metadata))
+
+
+def commit_again(layout: Layout, tag: str, image: CommittedImage, writer: BlobWriter) -> bool:
+    """Commit an image that is known to have the same metadata as ``image``, and whose chunks are in ``writer`` already.
+
+    Returns:
+        Whether the layout has the metadata of ``image``; without them nothing is done.
+
+    Raises:
+        StorageError: as ``commit_image``.
+    """
+    if not all(writer.adopt(digest, size) for digest, size in (image.manifest, *image.metadata)):
+        return False
+    _commit_tag(layout, tag, image.version, image.manifest, writer)
+    return True
+
+
+def _commit_tag(layout: Layout, tag: str, version: int, manifest: tuple[Digest, int], writer: BlobWriter) -> None:
+    is_oci = version == DEFAULT_VERSION
+    media_type = media_types.MANIFEST if is_oci else media_types.ROOTFS
+    top = Descriptor(media_type, *manifest, extra={"platform": _platform()} if is_oci else {})
     writer.commit()
     layout.update_index(lambda index: index.with_tag(tag, top))
-    return verity_digest(manifest)
 
 
 def _chunk_descriptor(chunk: StoredChunk) -> Descriptor:

@@ -1,8 +1,9 @@
 """The build cache: what a build remembers of its source, so that the next one need not read it again.
 
 Of each regular file of the stream it holds the identity that the scan saw (device, inode, size, times of modification
-and change), and of the stream where it was cut and what each chunk was stored as. Which chunks follow from that for
-another tree is worked out in ``reuse``.
+and change) and whether it had extended attributes, and of the stream where it was cut and what each chunk was stored
+as. Which chunks follow from that for another tree is worked out in ``reuse``. It also holds what became of all of it:
+the fingerprint of the metadata and the blobs that they were stored as, which a tree without any change has again.
 
 It is a hint, never a source of truth:
 
@@ -15,9 +16,10 @@ It is a hint, never a source of truth:
 * It is kept apart from the layout: device and inode numbers mean nothing elsewhere, and what travels stays the same
   with and without it.
 
-The file: head (magic, key, checksum of the rest, three counts), then columns in the machine's own byte order:
-identities of the files, the sequence of chunks as numbers of distinct ones, and of each distinct chunk its length, its
-stored size, whether it is compressed, its digest, its fs-verity digest.
+The file: head (magic, key, checksum of the rest, four counts), then columns in the machine's own byte order:
+identities of the files, whether they have xattrs, the sequence of chunks as numbers of distinct ones, and of each
+distinct chunk its length, its stored size, whether it is compressed, its digest, its fs-verity digest; then the
+fingerprint, the image's digest, its format version, and digest and size of the manifest and of each blob of metadata.
 """
 
 from __future__ import annotations
@@ -42,19 +44,21 @@ import zstandard
 
 from puzzlefs._version import __version__
 from puzzlefs.builder.chunks import FileStream
-from puzzlefs.builder.scan import IDENTITY_SIZE, SourceFile, identity_parts
+from puzzlefs.builder.scan import IDENTITY_SIZE, ScannedTree, identity_parts
 from puzzlefs.builder.source import SourceTree
 from puzzlefs.chunking import AVERAGE_SIZE, MAX_SIZE, MIN_SIZE, ChunkerName
 from puzzlefs.compression.zstd import LEVEL, SEEKABLE_SINCE_VERSION
 from puzzlefs.digest import SHA256_SIZE, Digest, VerityDigest
-from puzzlefs.image import StoredChunk
+from puzzlefs.image import CommittedImage, StoredChunk
 
 log = logging.getLogger("puzzlefs.builder")
 
-_MAGIC = b"PFSBC\x00\x00\x01"
+_MAGIC = b"PFSBC\x00\x00\x02"
 """The last byte is the version: a change of anything below, or of ``identity_of``, needs another."""
 
-_head = struct.Struct("=8s32s32sQQQ")
+_head = struct.Struct("=8s32s32sQQQQ")
+_image = struct.Struct("=32s32sQ")
+_blob = struct.Struct("=32sQ")
 _MAX_COUNT: Final = 1 << 31
 _MAX_SIZE: Final = 4 << 30
 _SUFFIX: Final = ".cache"
@@ -82,6 +86,9 @@ class Remembered:
         compressed: whether they are zstd, as 0 or 1.
         digests: their sha256, one after the other.
         verity: their fs-verity digests, likewise.
+        xattrs: for each file 1 if it has extended attributes, else 0.
+        fingerprint: that of the scan, together with which
+        image: what was committed.
     """
 
     identities: bytes
@@ -93,6 +100,18 @@ class Remembered:
     compressed: bytes
     digests: bytes
     verity: bytes
+    xattrs: bytes
+    fingerprint: bytes
+    image: CommittedImage
+
+    def without_xattrs(self) -> frozenset[bytes]:
+        """Identities of the files that had no extended attributes, and so have none as long as they have these."""
+        borders = range(0, len(self.identities), IDENTITY_SIZE)
+        return frozenset(
+            self.identities[start : start + IDENTITY_SIZE]
+            for start, has_xattrs in zip(borders, self.xattrs, strict=True)
+            if not has_xattrs
+        )
 
     @property
     def size(self) -> int:
@@ -131,7 +150,7 @@ class BuildCache:
         if compression:  # another library may compress the same bytes to others
             way += (LEVEL, format_version >= SEEKABLE_SINCE_VERSION, zstandard.ZSTD_VERSION)
         file_system = _type_of(tree.fd)
-        place = (os.fsencode(os.path.realpath(tree.root)), file_system, os.fstatvfs(tree.fd).f_fsid)
+        place = (os.fsencode(os.path.realpath(tree.root)), file_system, os.fstatvfs(tree.fd).f_fsid, _privileges())
         self._key = hashlib.sha256(repr((way, place)).encode()).digest()
         self.path = directory / (self._key.hex()[:32] + _SUFFIX)
         self._loaded = b""
@@ -158,23 +177,25 @@ class BuildCache:
 
     def save(
         self,
-        files: Sequence[SourceFile],
+        found: ScannedTree,
         stream: FileStream,
         verity: Mapping[Digest, VerityDigest],
+        image: CommittedImage,
         began_ns: int,
     ) -> None:
         """Remember a build; where that cannot be done, there is no cache the next time.
 
         Args:
-            files: the files of the stream, in its order.
+            found: what the scan found.
             stream: how it was cut and stored.
             verity: the fs-verity digests of its chunks.
+            image: what was committed.
             began_ns: ``clock_ns`` before the first file was looked at.
         """
         if not self._is_trusted:
             return
-        known = [_to_remember(file.identity, began_ns, self._device) for file in files]
-        data = _encode(self._key, known, stream, verity)
+        known = [_to_remember(file.identity, began_ns, self._device) for file in found.files]
+        data = _encode(self._key, known, found, stream, verity, image)
         try:
             if data == self._loaded:
                 os.utime(self.path)
@@ -203,6 +224,16 @@ _STAMPED: Final = frozenset({_EXT, _XFS, _BTRFS, _F2FS, _TMPFS, _OVERLAY, _ZFS, 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def _privileges() -> tuple[bytes, bytes]:
+    """What decides which extended attributes this process sees: its capabilities, and in which user namespace."""
+    try:
+        lines = Path("/proc/self/status").read_bytes().splitlines()
+        effective = next((line for line in lines if line.startswith(b"CapEff:")), b"")
+        return effective, os.fsencode(Path("/proc/self/ns/user").readlink())
+    except OSError:
+        return b"", b""
+
+
 def _type_of(fd: int) -> int | None:
     """The ``f_type`` of the file system that holds ``fd``: the first word of ``struct statfs``."""
     status = (ctypes.c_long * 64)()
@@ -223,7 +254,12 @@ def _to_remember(identity: bytes, began_ns: int, device: int | None) -> bytes:
 
 
 def _encode(
-    key: bytes, identities: Sequence[bytes], stream: FileStream, verity: Mapping[Digest, VerityDigest]
+    key: bytes,
+    identities: Sequence[bytes],
+    found: ScannedTree,
+    stream: FileStream,
+    verity: Mapping[Digest, VerityDigest],
+    image: CommittedImage,
 ) -> bytes:
     numbers: dict[tuple[Digest, bool], int] = {}
     distinct: list[StoredChunk] = []
@@ -237,15 +273,19 @@ def _encode(
     body = b"".join(
         (
             *identities,
+            bytes([file.has_xattrs for file in found.files]),
             sequence.tobytes(),
             lengths.tobytes(),
             array("I", [chunk.size for chunk in distinct]).tobytes(),
             bytes([chunk.compressed for chunk in distinct]),
             *[chunk.digest for chunk in distinct],
             *[verity[chunk.digest] for chunk in distinct],
+            _image.pack(found.fingerprint, image.verity, image.version),
+            *[_blob.pack(*blob) for blob in (image.manifest, *image.metadata)],
         )
     )
-    return _head.pack(_MAGIC, key, hashlib.sha256(body).digest(), len(identities), len(sequence), len(distinct)) + body
+    counts = (len(identities), len(sequence), len(distinct), 1 + len(image.metadata))
+    return _head.pack(_MAGIC, key, hashlib.sha256(body).digest(), *counts) + body
 
 
 def _parse(data: bytes, key: bytes) -> Remembered:
@@ -263,9 +303,12 @@ def _parse(data: bytes, key: bytes) -> Remembered:
         raise ValueError("it is of another build")
     if max(counts) > _MAX_COUNT:
         raise ValueError("its counts are absurd")
-    files, chunks, distinct = counts
+    files, chunks, distinct, blobs = counts
     digests = distinct * SHA256_SIZE
-    widths = (files * IDENTITY_SIZE, 4 * chunks, 4 * distinct, 4 * distinct, distinct, digests, digests)
+    widths = (
+        *(files * IDENTITY_SIZE, files, 4 * chunks, 4 * distinct, 4 * distinct, distinct, digests, digests),
+        *(_image.size, blobs * _blob.size),
+    )
     if len(data) != _head.size + sum(widths):
         raise ValueError("its size is not what its counts say")
     with memoryview(data) as view, view[_head.size :] as body:
@@ -273,16 +316,27 @@ def _parse(data: bytes, key: bytes) -> Remembered:
             raise ValueError("its checksum is wrong")
     borders = list(accumulate(widths, initial=_head.size))
     columns = [data[start:end] for start, end in pairwise(borders)]
-    sequence, lengths, sizes = (array("I", column) for column in columns[1:4])
+    identities, xattrs, *_, compressed, digest_column, verity_column, image_column, blob_column = columns
+    sequence, lengths, sizes = (array("I", column) for column in columns[2:5])
     if chunks and max(sequence) >= distinct:
         raise ValueError("it names a chunk that it does not have")
-    if distinct and not (min(lengths) > 0 and max(lengths) <= MAX_SIZE and max(columns[4]) <= 1):
+    if distinct and not (min(lengths) > 0 and max(lengths) <= MAX_SIZE and max(compressed) <= 1):
         raise ValueError("it has an impossible chunk")
-    starts = list(accumulate(array("Q", columns[0])[2 :: IDENTITY_SIZE // 8], initial=0))
+    starts = list(accumulate(array("Q", identities)[2 :: IDENTITY_SIZE // 8], initial=0))
     ends = array("Q", accumulate(map(lengths.__getitem__, sequence)))
     if starts[-1] != (ends[-1] if ends else 0):
         raise ValueError("its chunks are not as long as its files")
-    return Remembered(columns[0], starts, sequence, ends, lengths, sizes, *columns[4:])
+    if not blobs:
+        raise ValueError("it has no manifest")
+    fingerprint, verity, version = _image.unpack(image_column)
+    manifest, *metadata = ((Digest(digest), size) for digest, size in _blob.iter_unpack(blob_column))
+    image = CommittedImage(version, VerityDigest(verity), manifest, tuple(metadata))
+    return Remembered(
+        *(identities, starts, sequence, ends, lengths, sizes, compressed, digest_column, verity_column),
+        xattrs=xattrs,
+        fingerprint=fingerprint,
+        image=image,
+    )
 
 
 # ---- files

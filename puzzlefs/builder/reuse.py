@@ -78,6 +78,10 @@ class Reuse:
         self._runs = _runs(old, files)
         self._run_starts = [run.start for run in self._runs]
 
+    def has_all_files(self) -> bool:
+        """Whether the new stream consists of the same files as the old one, none of them changed."""
+        return _identities(self._files) == self._old.identities
+
     def resumes_at(self, position: int) -> bool:
         """Whether, if the new stream is cut at ``position``, at least one chunk that follows is known."""
         expected = self._expected(position)
@@ -166,6 +170,10 @@ class Reuse:
         return state == _THERE
 
 
+def _identities(files: Sequence[SourceFile]) -> bytes:
+    return b"".join([file.identity for file in files])
+
+
 def _runs(old: Remembered, files: Sequence[SourceFile]) -> list[_Run]:
     """The runs that chunks can be reused in, in the order of the new stream."""
     runs: list[_Run] = []
@@ -181,7 +189,7 @@ def _runs(old: Remembered, files: Sequence[SourceFile]) -> list[_Run]:
         if first < last:
             runs.append(_Run(start, end, shift, first, last))
 
-    if b"".join([file.identity for file in files]) == old.identities:
+    if _identities(files) == old.identities:
         add(0, new_size, 0)
         return runs
     borders = range(0, len(old.identities) + 1, IDENTITY_SIZE)

@@ -26,7 +26,7 @@ from puzzlefs.builder.stream import StreamCutter, StreamReader
 from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.errors import InvalidArgumentError
-from puzzlefs.image import DEFAULT_VERSION, commit_image, dialect_of
+from puzzlefs.image import DEFAULT_VERSION, CommittedImage, commit_again, commit_image, dialect_of
 from puzzlefs.oci import ImageReference, parse_reference
 
 Timestamps = Literal["none", "keep", "clamp"]
@@ -123,6 +123,7 @@ def build(
                 stream,
                 mtime_of=mtime_of,
                 cross_mounts=cross_mounts,
+                without_xattrs=frozenset() if old is None or verify_cache else old.without_xattrs(),
                 progress=lambda inodes: report(Progress("scan", inodes, 0, 0)),
             )
             inodes, total = len(found.inodes), stream.size
@@ -145,19 +146,25 @@ def build(
             writer.begin_write_out()  # while the metadata are encoded
             report(Progress("commit", inodes, total, total))
             new_chunks = writer.new_blobs
-            digest = commit_image(
-                layout,
-                reference.tag,
-                version=format_version,
-                layers=[found.inodes],
-                chunks=stream.chunks,
-                verity=pipeline.verity,
-                writer=writer,
-            )
+            image: CommittedImage | None = None
+            if old is not None and reuse is not None and not verify_cache:
+                is_same = old.image.version == format_version and old.fingerprint == found.fingerprint
+                if is_same and reuse.has_all_files() and commit_again(layout, reference.tag, old.image, writer):
+                    image = old.image
+            if image is None:
+                image = commit_image(
+                    layout,
+                    reference.tag,
+                    version=format_version,
+                    layers=[found.inodes],
+                    chunks=stream.chunks,
+                    verity=pipeline.verity,
+                    writer=writer,
+                )
         if memory is not None:
-            memory.save(found.files, stream, pipeline.verity, began_ns)
+            memory.save(found, stream, pipeline.verity, image, began_ns)
     return BuildReport(
-        digest=digest,
+        digest=image.verity,
         inodes=inodes,
         content_size=total,
         bytes_read=reader.bytes_read,

@@ -17,10 +17,12 @@ numbers.
 from __future__ import annotations
 
 import errno
+import hashlib
+import marshal
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -60,12 +62,14 @@ class SourceFile:
         name: its name there.
         identity: what ``identity_of`` said when it was met.
         size: bytes.
+        has_xattrs: whether it has extended attributes.
     """
 
     directory: SourceDirectory
     name: bytes
     identity: bytes
     size: int
+    has_xattrs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,14 @@ class ScannedTree:
         files: the files of the stream, in its order.
         mount_points: paths of directories that were left empty because something else is mounted there.
         has_pyc: whether there is a compiled Python module.
+        fingerprint: 32 bytes that stand for everything in ``inodes`` but the content of files.
     """
 
     inodes: list[Inode]
     files: list[SourceFile]
     mount_points: list[bytes]
     has_pyc: bool
+    fingerprint: bytes
 
 
 def identity_of(status: os.stat_result) -> bytes:
@@ -109,6 +115,7 @@ def scan(
     *,
     mtime_of: Callable[[int], int | None],
     cross_mounts: bool = False,
+    without_xattrs: Container[bytes] = frozenset(),
     progress: Callable[[int], None] | None = None,
 ) -> ScannedTree:
     """Number and describe everything in ``tree``.
@@ -118,12 +125,13 @@ def scan(
         stream: gives out the places of regular files.
         mtime_of: the timestamp to store for a modification time, both in nanoseconds since the epoch.
         cross_mounts: whether to look into directories on which something else is mounted.
+        without_xattrs: identities of regular files that are known to have no extended attributes.
         progress: called from time to time with the number of entries met.
 
     Raises:
         SourceError: if something cannot be read, or changes meanwhile; it names what.
     """
-    return _Scan(tree, stream, mtime_of, cross_mounts, progress).run()
+    return _Scan(tree, stream, mtime_of, cross_mounts, without_xattrs, progress).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +151,17 @@ class _Scan:
         stream: FileStream,
         mtime_of: Callable[[int], int | None],
         cross_mounts: bool,
+        without_xattrs: Container[bytes],
         progress: Callable[[int], None] | None,
     ) -> None:
         self._tree = tree
         self._stream = stream
         self._mtime_of = mtime_of
         self._cross_mounts = cross_mounts
+        self._without_xattrs = without_xattrs
         self._progress = progress
-        self._found = ScannedTree([], [], [], False)
+        self._found = ScannedTree([], [], [], False, b"")
+        self._facts: list[object] = []
         self._linked: dict[tuple[int, int], int] = {}
         self._next_ino = ROOT_INO
         self._device = 0
@@ -160,13 +171,15 @@ class _Scan:
         top = self._tree.top
         status = os.fstat(self._tree.fd)
         self._device = status.st_dev
-        self._add(self._take_number(), status, Directory(()), self._xattrs(self._tree.fd, top, b""))
+        self._add(self._take_number(), status, Directory(()), self._xattrs(self._tree.fd, top, b""), b"")
         stack = [_Visit(top, status.st_dev, status.st_ino, 0)]
         while stack:
             stack += reversed(self._visit(stack.pop()))
             if self._progress is not None:
                 self._progress(self._next_ino - ROOT_INO)
-        return replace(self._found, has_pyc=self._has_pyc)
+        # Format 2 of marshal: what it makes of a value does not depend on who else refers to it.
+        fingerprint = hashlib.sha256(marshal.dumps(self._facts, 2)).digest()
+        return replace(self._found, has_pyc=self._has_pyc, fingerprint=fingerprint)
 
     def _visit(self, visit: _Visit) -> list[_Visit]:
         """Number the entries of a directory; returns its subdirectories."""
@@ -187,6 +200,7 @@ class _Scan:
                 entries.append(DirEntry(self._number(fd, base, directory, name, below), name))
             except OSError as error:
                 raise tree.failure("read", directory, name, error) from error
+        self._facts += (names, [entry.ino for entry in entries])
         inode = self._found.inodes[visit.index]
         self._found.inodes[visit.index] = replace(inode, content=Directory(tuple(entries)))
         return below
@@ -205,16 +219,18 @@ class _Scan:
             first = self._linked.setdefault((status.st_dev, status.st_ino), ino)
             if first != ino:
                 return first
+        identity = identity_of(status) if stat.S_ISREG(status.st_mode) and status.st_size else b""
+        xattrs = () if identity in self._without_xattrs else self._xattrs(base + b"/" + name, directory, name)
+        if identity:
+            self._found.files.append(SourceFile(directory, name, identity, status.st_size, bool(xattrs)))
         content = self._content(fd, directory, name, status)
-        self._add(ino, status, content, self._xattrs(base + b"/" + name, directory, name))
+        self._add(ino, status, content, xattrs, content.target if isinstance(content, Symlink) else b"")
         return ino
 
     def _content(self, fd: int, directory: SourceDirectory, name: bytes, status: os.stat_result) -> Content:
         match stat.S_IFMT(status.st_mode):
             case stat.S_IFREG:
                 self._has_pyc = self._has_pyc or name.endswith(b".pyc")
-                if status.st_size:
-                    self._found.files.append(SourceFile(directory, name, identity_of(status), status.st_size))
                 return self._stream.reserve(status.st_size)
             case stat.S_IFDIR:
                 return Directory(())
@@ -232,10 +248,17 @@ class _Scan:
                 path = self._tree.shown(directory.path(name))
                 raise SourceError(f"{path} is of a kind that no image can hold (mode {kind:#o})")
 
-    def _add(self, ino: int, status: os.stat_result, content: Content, xattrs: tuple[Xattr, ...]) -> None:
-        permissions = status.st_mode & _PERMISSIONS
+    def _add(
+        self, ino: int, status: os.stat_result, content: Content, xattrs: tuple[Xattr, ...], target: bytes
+    ) -> None:
+        mode = status.st_mode
+        uid, gid = status.st_uid, status.st_gid
         mtime_ns = self._mtime_of(status.st_mtime_ns)
-        self._found.inodes.append(Inode(ino, status.st_uid, status.st_gid, permissions, content, xattrs, mtime_ns))
+        size = status.st_size if stat.S_ISREG(mode) else status.st_rdev
+        self._facts += (ino, mode, uid, gid, size, mtime_ns, target)
+        if xattrs:
+            self._facts.append([(xattr.key, xattr.value) for xattr in xattrs])
+        self._found.inodes.append(Inode(ino, uid, gid, mode & _PERMISSIONS, content, xattrs, mtime_ns))
 
     def _xattrs(self, where: bytes | int, directory: SourceDirectory, name: bytes) -> tuple[Xattr, ...]:
         """Every extended attribute that may be read, sorted by key."""

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pyfastcdc
 import pytest
@@ -27,12 +28,13 @@ from puzzlefs.builder.source import SourceTree
 from puzzlefs.builder.stream import StreamCutter, StreamReader
 from puzzlefs.chunking import CHUNKER_NAMES, LOOK_AHEAD, MAX_SIZE, ChunkerName, chunker
 from puzzlefs.digest import Digest, VerityDigest
-from puzzlefs.image import StoredChunk, dialect_of
+from puzzlefs.image import CommittedImage, StoredChunk, dialect_of
 
 pytestmark = pytest.mark.property
 
 NAMES = [f"{directory}{name}" for directory in ("", "a/", "b/c/") for name in "klmnop"]
 
+_NO_IMAGE = CommittedImage(3, VerityDigest(bytes(32)), (Digest(bytes(32)), 0), ())
 names = st.sampled_from(NAMES)
 seeds = st.integers(0, 1 << 16)
 
@@ -218,7 +220,7 @@ class Trees(RuleBasedStateMachine):
                 pipeline.finish()
             writer.commit()
             if memory is not None:
-                memory.save(found.files, stream, pipeline.verity, began_ns)
+                memory.save(found, stream, pipeline.verity, _NO_IMAGE, began_ns)
         assert sum(stream.lengths()) == stream.size
         for chunk in stream.chunks:
             assert (layout / "blobs" / "sha256" / chunk.digest.hex()).stat().st_size == chunk.size
@@ -297,6 +299,63 @@ def test_whole_images(tmp_path: Path, version: int, compression: bool) -> None:
     assert shares[0] == 1
     assert min(shares) == 0
     assert sum(shares[1:]) / len(shares[1:]) < 0.5
+
+
+def _edit(root: Path, generator: random.Random) -> None:
+    """Change something about a tree that is not the content of a file."""
+    path = root / f"{generator.randrange(12):02}"
+    other = root / "below" / f"{generator.randrange(12):02}"
+    match generator.randrange(8):
+        case 0:
+            path.chmod(generator.choice([0o600, 0o644, 0o4755]))
+        case 1:
+            value = generator.choice([b"", b"1", b"2"])
+            os.setxattr(path, "user.test", value)
+        case 2:
+            if os.listxattr(path):
+                os.removexattr(path, "user.test")
+        case 3:
+            os.utime(path, ns=(0, generator.choice([10**18, 2 * 10**18])))
+        case 4:
+            if other.exists():
+                other.unlink()
+            else:
+                os.link(path, other)
+        case 5:
+            link = root / "link"
+            link.unlink(missing_ok=True)
+            link.symlink_to(generator.choice(["00", "01", "below"]))
+        case 6:
+            fifo = root / "pipe"
+            if fifo.exists():
+                fifo.unlink()
+            else:
+                os.mkfifo(fifo)
+        case 7:
+            (root / "below").chmod(generator.choice([0o700, 0o755]))
+
+
+@pytest.mark.parametrize("timestamps", ["none", "keep"])
+@pytest.mark.parametrize("version", [2, 3])
+def test_whatever_changes_besides_content(tmp_path: Path, version: int, timestamps: Literal["none", "keep"]) -> None:
+    """Metadata that are taken over from the last build are those of now, and are taken over when nothing changed."""
+    generator = random.Random(f"{version}{timestamps}")
+    root = tmp_path / "root"
+    (root / "below").mkdir(parents=True)
+    for number in range(12):
+        (root / f"{number:02}").write_bytes(generator.randbytes(30_000))
+    digests = set()
+    for step in range(40):
+        if step % 3:
+            _edit(root, generator)
+        time.sleep(0.025)
+        plain = build(root, f"{tmp_path}/fresh:t", format_version=version, timestamps=timestamps)
+        cached = build(
+            root, f"{tmp_path}/oci:t{step}", format_version=version, timestamps=timestamps, cache=tmp_path / "cache"
+        )
+        assert cached.digest == plain.digest
+        digests.add(cached.digest)
+    assert len(digests) > 8
 
 
 @pytest.mark.parametrize("beyond", [-1, 0, 1, 2, LOOK_AHEAD - 1, LOOK_AHEAD, LOOK_AHEAD + 1])

@@ -14,6 +14,7 @@ import pytest
 
 from puzzlefs.builder import BuildReport, build
 from puzzlefs.errors import IntegrityError, InvalidArgumentError
+from puzzlefs.image import CommittedImage, commit_image, open_image
 
 pytestmark = pytest.mark.unit
 
@@ -52,6 +53,64 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
+
+
+class TestMetadata:
+    """Metadata of a tree in which nothing changed are those of the last build, if the layout has them."""
+
+    @pytest.fixture(autouse=True)
+    def encoded(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """One item for each time that metadata are made."""
+        calls: list[int] = []
+
+        def commit(*args: object, **options: object) -> CommittedImage:
+            calls.append(1)
+            return commit_image(*args, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr("puzzlefs.builder.run.commit_image", commit)
+        return calls
+
+    @pytest.mark.parametrize("version", [1, 2, 3])
+    def test_nothing_is_made_the_second_time(self, place: Place, encoded: list[int], version: int) -> None:
+        first = place.build(format_version=version)
+        second = build(place.root, f"{place.layout}:other", cache=place.cache, format_version=version)
+        assert encoded == [1]
+        assert second.digest == first.digest
+        with open_image(f"{place.layout}:other", digest=str(first.digest)) as image:
+            assert len(image.tree.entries(1)) == 40
+
+    def test_another_version_has_others(self, place: Place, encoded: list[int], tmp_path: Path) -> None:
+        place.build(format_version=1)
+        assert place.build(format_version=2).digest == place.build(format_version=2, cache=None).digest
+        assert len(encoded) == 3
+
+    def test_times_count_where_they_are_stored(self, place: Place, encoded: list[int]) -> None:
+        digests = {place.build(timestamps=kind).digest for kind in ("none", "keep", "none", "keep")}
+        assert len(digests) == 2
+        assert len(encoded) == 4
+
+    @pytest.mark.parametrize("which", ["manifest", "rootfs"])
+    def test_a_missing_blob_is_made_again(self, place: Place, encoded: list[int], which: str) -> None:
+        first = place.build()
+        with open_image(f"{place.layout}:tag") as image:
+            assert image.manifest is not None
+            digest = image.manifest_digest if which == "manifest" else image.manifest.rootfs().digest
+            path = image.layout.blob_path(digest)
+        data = path.read_bytes()
+        path.unlink()
+        assert place.build().digest == first.digest
+        assert path.read_bytes() == data
+        assert len(encoded) == 2
+
+    def test_xattrs_of_a_known_file_are_seen(self, place: Place) -> None:
+        place.build()
+        os.setxattr(place.root / "07", "user.new", b"value")
+        time.sleep(0.03)
+        for _ in range(3):
+            place.build()
+            with open_image(f"{place.layout}:tag") as image:
+                assert image.tree.xattrs(image.tree.lookup(1, b"07").ino) == {b"user.new": b"value"}
+        assert place.build(verify_cache=True).digest == place.build(cache=None).digest
 
 
 class TestWhatIsRead:
@@ -209,7 +268,7 @@ class TestBadCaches:
 
         place.build()
         data = flip(position)(place.file.read_bytes())
-        place.file.write_bytes(data[:40] + hashlib.sha256(data[96:]).digest() + data[72:])
+        place.file.write_bytes(data[:40] + hashlib.sha256(data[104:]).digest() + data[72:])
         assert place.build().content_size == SIZE
 
     def test_of_others_are_no_caches(self, place: Place) -> None:
@@ -287,10 +346,10 @@ class TestVerify:
         old, new = (struct.pack("=4Q", *words[1:]) for words in map(self.words, (before, after)))
         data = place.file.read_bytes()
         assert data.count(old) == 1
-        body = data.replace(old, new)[96:]
+        body = data.replace(old, new)[104:]
         import hashlib
 
-        place.file.write_bytes(data[:40] + hashlib.sha256(body).digest() + data[72:96] + body)
+        place.file.write_bytes(data[:40] + hashlib.sha256(body).digest() + data[72:104] + body)
 
     @staticmethod
     def words(status: os.stat_result) -> tuple[int, ...]:

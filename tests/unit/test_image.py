@@ -21,7 +21,7 @@ from puzzlefs.errors import (
     StorageError,
     TagNotFoundError,
 )
-from puzzlefs.image import Image, StoredChunk, commit_image, dialect_of, open_image
+from puzzlefs.image import Image, StoredChunk, commit_again, commit_image, dialect_of, open_image
 from puzzlefs.model import Inode
 from puzzlefs.oci import Dialect, Index, make_reference, media_types
 from puzzlefs.verity import verity_digest
@@ -41,7 +41,7 @@ def test_what_is_committed_comes_back(tmp_path: Path, version: int) -> None:
     forge = Forge(tmp_path / "layout", version)
     with Layout.open(forge.path) as layout, BlobWriter(layout) as writer:
         chunk = forge.chunk(b"content", compressed=True)
-        digest = commit_image(
+        committed = commit_image(
             layout,
             "tag",
             version=version,
@@ -50,6 +50,10 @@ def test_what_is_committed_comes_back(tmp_path: Path, version: int) -> None:
             verity={chunk.blob.digest: verity_digest(b"whatever")},
             writer=writer,
         )
+        digest = committed.verity
+        assert commit_again(layout, "again", committed, writer)
+    with open_image(f"{forge.path}:again", digest=digest) as image:
+        assert image.manifest_digest == committed.manifest[0]
     with open_image(f"{forge.path}:tag", digest=digest) as image:
         assert image.version == version
         assert image.verity_digest() == digest
