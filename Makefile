@@ -1,16 +1,19 @@
 # `make demo` shows PuzzleFS on a real root file system; `make check` is what CI runs. Both set up what they need.
-# Variables: PYTHON (interpreter for a new .venv), ROOTFS (demo), WORKERS and ARGS (tests).
+# Variables: PYTHON (interpreter for a new .venv), ROOTFS (demo), WORKERS and ARGS (tests);
+# BENCH_ROOTFS (tree), BENCH_ARGS (such as --quick) and PEER_PUZZLEFS (the original's program) for `make bench`.
 
 SHELL := /bin/bash
 BIN := .venv/bin
 WORKERS ?= 2
 ARGS ?=
+BENCH_ROOTFS ?=
+BENCH_ARGS ?=
 
 # A tool of the project's own environment comes before one of the machine.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-verity demo check lint format test clean distclean
+.PHONY: help setup setup-verity demo check lint format test bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +44,10 @@ format: setup ## rewrite the sources as ruff wants them
 
 test: setup ## all tests (WORKERS=n processes, ARGS='-k name' for a choice)
 	$(BIN)/pytest -rs -n $(WORKERS) --dist loadgroup $(ARGS)
+
+bench: ## speed and space beside other file systems, under 20 minutes, as root (BENCH_ROOTFS=dir, BENCH_ARGS=--quick)
+	@scripts/setup.sh bench
+	@PEER_PUZZLEFS='$(PEER_PUZZLEFS)' $(BIN)/python benchmarks/suite.py $(BENCH_ARGS) $(BENCH_ROOTFS)
 
 clean: ## remove caches and build results
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""How long a build takes, beside its peers, in one run.
+"""How long a build takes and how much memory, beside its peers, in one run.
 
-    python benchmarks/building.py ROOTFS [--rounds 5] [--out FILE.json]
+    python benchmarks/building.py ROOTFS [--rounds 5] [--work DIR] [--out FILE.json]
 
 Every round runs every contestant once, in turn, each into an empty directory on the same file system; the first round
 is thrown away. What counts is the median, and the ratio to puzzlefs, because the machine's speed drifts. Contestants
-that are not installed are left out and named. What they wrote is removed at the very end (so --work needs room for all
-rounds): ext4 without a journal looks at every inode number that was freed in the last minutes before it gives out
-another one, and who comes after a removal of thousands of files pays for it.
+that are not installed are left out and named; one that takes longer than --patience seconds runs in three counted
+rounds. What they wrote is emptied at once and removed at the very end: ext4 without a journal looks at every inode
+number that was freed in the last minutes before it gives out another one, and who comes after a removal of thousands of
+files pays for it.
 
 ``write floor`` writes the blobs of the finished image from memory as files (temporary name, then rename): what no
 builder of this format can beat on this file system.
@@ -15,6 +16,9 @@ builder of this format can beat on this file system.
 The rebuilds are of a copy of ROOTFS that was built before: as it is, and after every hundredth file was written to,
 other files each round (with a share of the data read, which the same command reports). ``find -ls`` on the copy is what
 it takes to see that nothing changed.
+
+Memory is the largest resident size of the largest process of a contestant. $PEER_PUZZLEFS is the original's program, if
+there is one.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import json
 import os
 import random
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,26 +36,35 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-Contestant = Callable[[Path], None]
-"""Does its work once, given an empty directory for its output."""
+from figures import Figures, load, measured_now, save
+from goals import BUILDING
+from tables import ratio_table, verdict_table
 
-
+_SLOW_ROUNDS = 3
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
+Contestant = Callable[[Path], "float | None"]
+"""Does its work once, given an empty directory for its output; MiB of its largest process, where it is a command."""
 
-def execute(*words: str) -> str:
-    """Run a command; what it prints."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=_ENVIRONMENT)
-    if done.returncode:
-        raise SystemExit(f"{words[0]} failed: {done.stderr.strip()[-500:]}")
-    return done.stdout
+
+def execute(*words: str) -> tuple[str, float]:
+    """Run a command; what it prints, and the MiB of the largest process in it."""
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
+        process = subprocess.Popen(words, stdout=said, stderr=complained, env=_ENVIRONMENT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            complained.seek(0)
+            raise SystemExit(f"{words[0]} failed: {complained.read().strip()[-500:]}")
+        said.seek(0)
+        return said.read(), usage.ru_maxrss / 1024
 
 
 def command(*words: str) -> Contestant:
     """A contestant that is a command; ``{out}`` in a word is its empty output directory."""
 
-    def run(out: Path) -> None:
-        execute(*(word.replace("{out}", str(out)) for word in words))
+    def run(out: Path) -> float:
+        return execute(*(word.replace("{out}", str(out)) for word in words))[1]
 
     return run
 
@@ -60,7 +73,7 @@ class Rebuild:
     """A build of a tree that was built before, after a share of its files was written to.
 
     Attributes:
-        shares: the share of the data that each build read.
+        share_read: the share of the data that the last build read.
     """
 
     def __init__(self, puzzlefs: str, tree: Path, place: Path, share: float) -> None:
@@ -68,7 +81,7 @@ class Rebuild:
         self._share = share
         self._random = random.Random(str(share))
         self._files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
-        self.shares: list[float] = []
+        self.share_read = 0.0
         self.prepare()
         execute(*self._words)
 
@@ -79,9 +92,11 @@ class Rebuild:
                 file.write(b"changed")
         time.sleep(0.1)  # what was changed in the last moment is read again by the build after the next
 
-    def __call__(self, out: Path) -> None:
-        report = json.loads(execute(*self._words))
-        self.shares.append(report["bytes_read"] / report["bytes"])
+    def __call__(self, out: Path) -> float:
+        printed, mib = execute(*self._words)
+        report = json.loads(printed)
+        self.share_read = report["bytes_read"] / report["bytes"]
+        return mib
 
 
 def write_floor(blobs: list[bytes]) -> Contestant:
@@ -98,14 +113,12 @@ def write_floor(blobs: list[bytes]) -> Contestant:
     return run
 
 
-def contestants(rootfs: Path, work: Path) -> dict[str, Contestant]:
+def contestants(rootfs: Path, work: Path, left_out: dict[str, str]) -> dict[str, Contestant]:
     """Everybody who is installed, by name; the first is the one that ratios refer to."""
     puzzlefs = str(Path(sys.executable).with_name("puzzlefs"))
     root = str(rootfs)
     image = work / "floor"
-    subprocess.run(
-        [puzzlefs, "build", "--no-cache", root, f"{image}:floor"], check=True, capture_output=True, env=_ENVIRONMENT
-    )
+    execute(puzzlefs, "build", "--no-cache", root, f"{image}:floor")
     blobs = [path.read_bytes() for path in sorted((image / "blobs" / "sha256").iterdir())]
     cache = "--cache={out}/cache"
     copy, same = work / "copy", work / "same"
@@ -119,14 +132,13 @@ def contestants(rootfs: Path, work: Path) -> dict[str, Contestant]:
         "puzzlefs, 1 % changed": Rebuild(puzzlefs, copy, work / "changed", 0.01),
         "find -ls": command("find", str(same), "-ls"),
     }
+    squash = ("mksquashfs", root, "{out}/image", "-quiet", "-no-progress")
     peers: dict[str, tuple[str, ...]] = {
-        "mksquashfs plain": ("mksquashfs", root, "{out}/image", "-noI", "-noD", "-noF", "-noX", "-quiet"),
-        "mksquashfs zstd-3": (
-            "mksquashfs", root, "{out}/image", "-comp", "zstd", "-Xcompression-level", "3", "-quiet",
-        ),
+        "mksquashfs plain": (*squash, "-noI", "-noD", "-noF", "-noX"),
+        "mksquashfs zstd-3": (*squash, "-comp", "zstd", "-Xcompression-level", "3"),
         "mkfs.erofs": ("mkfs.erofs", "{out}/image", root),
         "casync make": ("casync", "make", "--store={out}/store.castr", "{out}/image.caidx", root),
-    }  # fmt: skip
+    }
     if original := os.environ.get("PEER_PUZZLEFS"):
         peers["the original"] = (original, "build", root, "{out}/image:t")
         peers["the original -c"] = (original, "build", "-c", root, "{out}/image:t")
@@ -134,48 +146,68 @@ def contestants(rootfs: Path, work: Path) -> dict[str, Contestant]:
         if shutil.which(words[0]):
             found[name] = command(*words)
         else:
+            left_out[name] = "not installed"
             print(f"left out, not installed: {name}", file=sys.stderr)
     return found
+
+
+def measure_all(everybody: dict[str, Contestant], work: Path, rounds: int, patience: float, figures: Figures) -> None:
+    """Round-robin: every round, every contestant; the first round only warms up."""
+    slow: set[str] = set()
+    for number in range(rounds + 1):
+        for index, (name, run) in enumerate(everybody.items()):
+            if name in slow and number > _SLOW_ROUNDS:
+                continue
+            out = work / f"out-{number}-{index}"
+            out.mkdir()
+            if isinstance(run, Rebuild):
+                run.prepare()
+            os.sync()
+            start = time.perf_counter()
+            mib = run(out)
+            seconds = time.perf_counter() - start
+            print(f"round {number}: {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+            if seconds > patience:
+                slow.add(name)
+            if number:
+                figures.note(name, "seconds", seconds)
+                if mib is not None:
+                    figures.note(name, "MiB", mib)
+                if isinstance(run, Rebuild):
+                    figures.note(name, "% read", 100 * run.share_read)
+            empty(out)
+
+
+def empty(out: Path) -> None:
+    """Give the space of all files back, but not their inodes."""
+    for top, _, names in os.walk(out):
+        for name in names:
+            os.truncate(os.path.join(top, name), 0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rootfs", type=Path)
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
+    parser.add_argument("--patience", type=float, default=12, help="seconds for a build (default 12)")
     parser.add_argument("--work", type=Path, help="where images are written (default: the temporary directory)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--add", action="store_true", help="keep the figures that are in --out: one run in parts")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up
     with tempfile.TemporaryDirectory(dir=args.work) as directory:
         work = Path(directory)
         # An installed program has its bytecode; a checkout need not, and would compile itself each time.
         _ENVIRONMENT["PYTHONPYCACHEPREFIX"] = f"{work}/bytecode"
-        everybody = contestants(args.rootfs, work)
-        seconds: dict[str, list[float]] = {name: [] for name in everybody}
-        for number in range(args.rounds + 1):
-            for index, (name, run) in enumerate(everybody.items()):
-                out = work / f"out-{number}-{index}"
-                out.mkdir()
-                if isinstance(run, Rebuild):
-                    run.prepare()
-                os.sync()
-                start = time.perf_counter()
-                run(out)
-                if number:
-                    seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    base = medians["puzzlefs"]
-    print("| build of " + args.rootfs.name + " | median s | puzzlefs / it |")
-    print("|---|---|---|")
-    for name, median in medians.items():
-        print(f"| {name} | {median:.2f} | {base / median:.2f} |")
-    shares = {name: run.shares[1:] for name, run in everybody.items() if isinstance(run, Rebuild)}
-    for name, values in shares.items():
-        print(f"\n{name}: reads {100 * statistics.median(values):.1f} % of the data")
+        rootfs = args.rootfs.resolve()
+        figures = measured_now("building", rootfs)
+        everybody = contestants(rootfs, work, figures.left_out)
+        measure_all(everybody, work, args.rounds, args.patience, figures)
+    if args.out and args.add and args.out.exists():
+        figures.take_over(load(args.out))
+    print(ratio_table(figures, "puzzlefs"), verdict_table(figures, BUILDING), sep="\n\n")
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(
-            json.dumps({"rootfs": args.rootfs.name, "seconds": seconds, "median": medians, "read": shares}, indent=1)
-        )
+        save(figures, args.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A real root file system to work on: debootstrapped once, kept in a cache folder.
 
-``${XDG_CACHE_HOME:-~/.cache}/puzzlefs-demo/rootfs-<suite>-<machine>`` is a Debian (or derivative) of the machine's
+``${XDG_CACHE_HOME:-~/.cache}/puzzlefs-demo/<name>-<suite>-<machine>`` is a Debian (or derivative) of the machine's
 own release, from the mirror in the machine's own apt sources. Invariant: that name exists only for a whole tree.
 debootstrap works under ``….partial``, which is renamed after it succeeded and thrown away, with whatever it left
 mounted inside, if it did not. A lock keeps two runs from making the same tree; debootstrap inherits it, so that
@@ -18,7 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,8 +38,13 @@ def cache_dir() -> Path:
     return path
 
 
-def debootstrapped_tree(cache: Path) -> tuple[Path, bool]:
+def debootstrapped_tree(cache: Path, name: str = "rootfs", packages: Sequence[str] = ()) -> tuple[Path, bool]:
     """Returns a whole minimal root file system, and whether it had to be made now.
+
+    Args:
+        cache: the folder that keeps it.
+        name: what its name begins with; trees with different packages need different ones.
+        packages: what is installed besides.
 
     Raises:
         DebootstrapUnavailableError: There is none in the cache and none can be made here.
@@ -48,7 +53,7 @@ def debootstrapped_tree(cache: Path) -> tuple[Path, bool]:
     suite = release.get("VERSION_CODENAME", "")
     if not suite:
         raise DebootstrapUnavailableError("/etc/os-release names no release (VERSION_CODENAME)")
-    tree = cache / f"rootfs-{suite}-{platform.machine()}"
+    tree = cache / f"{name}-{suite}-{platform.machine()}"
     if tree.is_dir():
         return tree, False
     _check_debootstrap(suite)
@@ -59,7 +64,7 @@ def debootstrapped_tree(cache: Path) -> tuple[Path, bool]:
         remove_tree(partial)
         try:
             mirror = apt_mirror(suite, release.get("ID", ""))
-            _debootstrap(suite, partial, mirror, cache / "debootstrap.log", lock)
+            _debootstrap(suite, partial, mirror, packages, cache / "debootstrap.log", lock)
             unmount_below(partial)
             partial.rename(tree)
         finally:
@@ -82,8 +87,9 @@ def _check_debootstrap(suite: str) -> None:
         raise DebootstrapUnavailableError(f"this debootstrap does not know the release {suite!r}")
 
 
-def _debootstrap(suite: str, target: Path, mirror: str, log_path: Path, lock: int) -> None:
-    command = ["debootstrap", "--variant=minbase", suite, str(target), mirror]
+def _debootstrap(suite: str, target: Path, mirror: str, packages: Sequence[str], log_path: Path, lock: int) -> None:
+    include = [f"--include={','.join(packages)}"] if packages else []
+    command = ["debootstrap", "--variant=minbase", *include, suite, str(target), mirror]
     print(f"  $ {' '.join(command)}   (log: {log_path})", file=sys.stderr, flush=True)
     with (
         log_path.open("wb") as log,

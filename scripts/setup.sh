@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh run      what `puzzlefs` itself and `make demo` need
 #   scripts/setup.sh dev      that, and everything `make check` needs
+#   scripts/setup.sh bench    what `puzzlefs` needs, and the peers and the plots of `make bench`
 #   scripts/setup.sh verity   kernel and emulator of the virtual machine that tests fs-verity
 #
 # Safe to repeat and quick when nothing is missing: packages are asked for by name, and .venv carries a stamp
@@ -22,6 +23,7 @@ RUN_PACKAGES=(ca-certificates fuse3 libfuse3-dev pkg-config gcc libc6-dev)
 DEMO_PACKAGES=(debootstrap)
 TEST_PACKAGES=(capnproto skopeo umoci fsverity squashfs-tools squashfuse runc acl attr jq e2fsprogs libcap2-bin
                rsync strace fio busybox-static procps util-linux mount)
+BENCH_PACKAGES=(casync erofs-utils squashfs-tools squashfuse borgbackup restic e2fsprogs util-linux mount)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -138,10 +140,11 @@ stamp_text() {
 
 venv_works() { "$venv/bin/python" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# $1: run or dev. "dev" contains "run".
+# $1: run, dev or bench. "dev" and "bench" contain "run".
 need_venv() {
-    local what=$1 stamp start=$EPOCHREALTIME old=
-    for stamp in "$venv/.stamp-$what" "$venv/.stamp-dev"; do
+    local what=$1 stamp start=$EPOCHREALTIME old= enough=("$venv/.stamp-$1")
+    [ "$what" != run ] || enough+=("$venv/.stamp-dev" "$venv/.stamp-bench")
+    for stamp in "${enough[@]}"; do
         if [ -x "$venv/bin/puzzlefs" ] && venv_works && [ "$(cat "$stamp" 2>/dev/null)" = "$(stamp_text)" ]; then
             return
         fi
@@ -150,7 +153,9 @@ need_venv() {
     if ! venv_works || { [ -n "$old" ] && [ "$old" != "$root" ]; }; then
         make_venv
     fi
-    rm -f "$venv/.stamp-run" "$venv/.stamp-dev"
+    for stamp in "$venv"/.stamp-*; do
+        [ "$(cat "$stamp" 2>/dev/null)" = "$(stamp_text)" ] || rm -f "$stamp"
+    done
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip -q || make_venv
     # Dependency groups of pyproject.toml need pip 25.1; a fresh .venv brings the pip of its Python's day.
     "$venv/bin/python" -c 'import sys
@@ -159,6 +164,8 @@ sys.exit(tuple(map(int, version("pip").split(".")[:2])) < (25, 1))' || "$venv/bi
     say "installing Python packages ($what)"
     if [ "$what" = dev ]; then
         "$venv/bin/python" -m pip install -q --group dev --editable .
+    elif [ "$what" = bench ]; then
+        "$venv/bin/python" -m pip install -q --group bench --editable .
     else
         "$venv/bin/python" -m pip install -q --editable .
     fi || fail "pip failed; building pyfuse3 needs: ${RUN_PACKAGES[*]} and the headers of Python"
@@ -212,6 +219,11 @@ case ${1:-} in
         need_packages "${RUN_PACKAGES[@]}" "${DEMO_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
         need_venv dev
         ;;
+    bench)
+        need_packages "${RUN_PACKAGES[@]}" "${BENCH_PACKAGES[@]}"
+        [ "$(id -u)" != 0 ] || need_packages "${DEMO_PACKAGES[@]}"
+        need_venv bench
+        ;;
     verity) need_verity_machine ;;
-    *) fail "usage: scripts/setup.sh run|dev|verity" ;;
+    *) fail "usage: scripts/setup.sh run|dev|bench|verity" ;;
 esac
