@@ -42,7 +42,7 @@ from puzzlefs.errors import (
 )
 
 if TYPE_CHECKING:
-    from puzzlefs.builder import BuildReport, build
+    from puzzlefs.builder import BuildReport, StorageOptions, build
     from puzzlefs.digest import Digest, VerityDigest
     from puzzlefs.enable_verity import EnableReport, enable_fs_verity
     from puzzlefs.extract import ExtractReport, extract
@@ -57,6 +57,7 @@ _HOMES = {
     "ExtractReport": "extract",
     "Image": "image",
     "ImageReference": "oci",
+    "StorageOptions": "builder",
     "VerityDigest": "digest",
     "build": "builder",
     "enable_fs_verity": "enable_verity",
@@ -97,6 +98,7 @@ __all__ = [
     "PuzzlefsError",
     "SourceError",
     "StorageError",
+    "StorageOptions",
     "TagNotFoundError",
     "UnsafePathError",
     "UnsupportedError",

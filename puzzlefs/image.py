@@ -25,7 +25,7 @@ from typing import Final, Self
 from puzzlefs.blobs import BlobVerifier, BlobWriter, Layout, LoadBudget, VerifiedBlobs, VerityMode
 from puzzlefs.blobs.host import read_bounded, storage_errors
 from puzzlefs.blobs.layout import MAX_INDEX_SIZE
-from puzzlefs.compression import decompress_chunk
+from puzzlefs.compression import compress_whole, decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, IntegrityError, InvalidArgumentError, TagNotFoundError
 from puzzlefs.model import ROOT_INO, BlobRef, Inode, InodeTable, Kind, Rootfs
@@ -41,7 +41,7 @@ from puzzlefs.oci import (
 )
 from puzzlefs.verity import verity_digest
 from puzzlefs.vfs import ReadPlan, Tree
-from puzzlefs.wire import codec_for, rootfs_version
+from puzzlefs.wire import codec_for, encode_compact_rootfs, rootfs_version
 
 DEFAULT_VERSION: Final = 3
 """The format version that is written unless another is asked for."""
@@ -56,7 +56,9 @@ _MAX_INDEX_DEPTH: Final = 4
 _MAX_VECTORS_IN_BLOB: Final = 16
 """Vectors at different offsets of one blob could share their bytes; real ones are alone in theirs."""
 _MAX_METADATA_RATIO: Final = 100
-"""How much smaller a compressed inode vector can be; real ones shrink to a tenth."""
+"""How much smaller compressed metadata can be; real ones shrink to a tenth."""
+_METADATA_LEVEL: Final = 12
+"""The zstd level of compressed metadata: beyond it they take much longer and shrink no more."""
 _FREE_LOAD: Final = 512 << 20
 _LOAD_FACTOR: Final = 8
 """A read of n bytes may load so many bytes of chunks, and this many times n. It takes what it asked for and the rest of
@@ -208,6 +210,8 @@ def _open(reference: ImageReference, layout: Layout, anchor: VerityDigest | None
             limit=MAX_METADATA_SIZE,
             expected=None if expected is None else VerityDigest.from_hex(expected),
         )
+        if rootfs_descriptor.media_type == media_types.ROOTFS_ZSTD:
+            data = _decompress_metadata(rootfs_descriptor.digest, data, MAX_METADATA_SIZE)
     version = rootfs_version(data)
     codec = codec_for(version)
     if (version == DEFAULT_VERSION) != (layout.dialect is Dialect.OCI):
@@ -302,10 +306,17 @@ def _read_manifest(
 def _read_vector(blobs: VerifiedBlobs, ref: BlobRef, limit: int) -> bytes:
     stored = blobs.read(ref.digest, limit=limit)
     if ref.compressed:
-        stored = decompress_chunk(stored, limit=min(limit, _MAX_METADATA_RATIO * len(stored)))
+        stored = _decompress_metadata(ref.digest, stored, limit)
     if ref.offset > len(stored):
         raise FormatError(f"metadata blob {ref.digest.oci} is shorter than the offset {ref.offset} in it")
     return stored[ref.offset :] if ref.offset else stored
+
+
+def _decompress_metadata(digest: Digest, stored: bytes, limit: int) -> bytes:
+    try:
+        return decompress_chunk(stored, limit=min(limit, _MAX_METADATA_RATIO * len(stored)))
+    except FormatError as error:
+        raise FormatError(f"metadata blob {digest.oci}: {error.message}") from error
 
 
 # ---- committing
@@ -357,6 +368,8 @@ def commit_image(
     chunks: Sequence[StoredChunk],
     verity: Mapping[Digest, VerityDigest],
     writer: BlobWriter,
+    compact: bool = False,
+    compress_metadata: bool = False,
 ) -> CommittedImage:
     """Store the metadata of an image whose chunks are in ``writer`` already, commit that, and point the tag to it.
 
@@ -368,6 +381,9 @@ def commit_image(
         chunks: the chunks of the stream in its order, repeats included.
         verity: for each distinct stored chunk the fs-verity digest of the stored bytes.
         writer: the writer that holds the chunks; it is committed.
+        compact: version 3: store once what is equal in the metadata, and list each chunk once, instead of writing the
+            bytes that the original writes.
+        compress_metadata: version 3: store the rootfs blob as zstd if that is smaller, for this program alone.
 
     Raises:
         StorageError: if the host fails. The tag is then what it was.
@@ -382,9 +398,18 @@ def commit_image(
         return digest
 
     if version == DEFAULT_VERSION:
-        rootfs = codec.encode_rootfs(layers=layers, metadata_refs=(), verity=verity)
+        rootfs_type = media_types.ROOTFS
+        if compact:
+            rootfs = encode_compact_rootfs(version, layers, verity)
+            chunks = list(dict.fromkeys(chunks))
+        else:
+            rootfs = codec.encode_rootfs(layers=layers, metadata_refs=(), verity=verity)
+        if compress_metadata:
+            smaller = compress_whole(rootfs, _METADATA_LEVEL)
+            if len(smaller) < len(rootfs) <= _MAX_METADATA_RATIO * len(smaller):  # or no reader would take it
+                rootfs_type, rootfs = media_types.ROOTFS_ZSTD, smaller
         descriptor = Descriptor(
-            media_types.ROOTFS,
+            rootfs_type,
             put(rootfs),
             len(rootfs),
             {media_types.VERITY_ROOT_HASH: verity_digest(rootfs).hex()},

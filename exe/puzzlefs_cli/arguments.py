@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs.oci import ImageReference, make_reference, parse_reference
 
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
+
 IMAGE_HELP = "the image: OCI_DIR:TAG, or the two words OCI_DIR TAG"
 
 
@@ -44,3 +46,17 @@ def words(
     image = given[len(before) : stop]
     reference = parse_reference(image[0]) if len(image) == 1 else make_reference(image[0], image[1])
     return list(given[: len(before)]), reference, list(given[stop:])
+
+
+def size(text: str) -> int:
+    """A number of bytes as people write it: ``65536``, ``64K``, ``1M``.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+    """
+    upper = text.upper().removesuffix("IB")
+    digits = upper.rstrip("KM")
+    unit = _UNITS.get(upper[len(digits) :])
+    if unit is None or not (digits.isascii() and digits.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; it is a number of bytes, or one with K or M behind it")
+    return int(digits) * unit

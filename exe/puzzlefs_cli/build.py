@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from puzzlefs.errors import InvalidArgumentError
-from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
+from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, size, words
 from puzzlefs_cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -47,6 +47,35 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("words", nargs="+", metavar="ROOTFS IMAGE", help=f"the directory to build from; {IMAGE_HELP}")
     parser.add_argument(
         "-c", "--compression", action="store_true", help="compress chunks with zstd where that makes them smaller"
+    )
+    storing = parser.add_argument_group(
+        "how a compressed image is stored",
+        "Images share chunks only if they were built with the same of these. Format versions 1 and 2 have other "
+        "defaults: those of the original implementation.",
+    )
+    storing.add_argument(
+        "--compression-level",
+        type=int,
+        metavar="N",
+        help="zstd level, 1 (quick) to 22 (small) (default: 5)",
+    )
+    storing.add_argument(
+        "--chunk-size",
+        type=size,
+        metavar="SIZE",
+        help="average bytes of a chunk: 16K to 512K, a power of two; small chunks share more between versions, large "
+        "ones compress better and need less metadata (default: 128K)",
+    )
+    storing.add_argument(
+        "--cut-at-files",
+        type=size,
+        metavar="SIZE",
+        help="files of at least so many bytes have chunks of their own, 4K or more; 0: no files (default: 32K)",
+    )
+    storing.add_argument(
+        "--compress-metadata",
+        action="store_true",
+        help="compress the metadata, too; other implementations of the format cannot read such an image",
     )
     parser.add_argument(
         "--format-version",
@@ -107,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
 
         logging.basicConfig(level=logging.DEBUG, format="puzzlefs: %(message)s")
 
-    from puzzlefs.builder import build  # noqa: PLC0415  imported when it is needed: starting must be quick
+    from puzzlefs.builder import StorageOptions, build  # noqa: PLC0415  imported when it is needed: starting must be quick
 
     # All objects that are made die with the process: looking for garbage among them finds nothing.
     gc.disable()
@@ -119,6 +148,12 @@ def run(args: argparse.Namespace) -> int:
             reference,
             format_version=args.format_version,
             compression=args.compression,
+            storage=StorageOptions(
+                level=args.compression_level,
+                chunk_size=args.chunk_size,
+                cut_at_files=args.cut_at_files,
+                compress_metadata=args.compress_metadata,
+            ),
             chunker=args.chunker,
             timestamps=args.timestamps,
             clamp_ns=clamp_ns,

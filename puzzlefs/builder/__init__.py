@@ -7,5 +7,6 @@ all of it and has the result committed under a tag.
 
 from puzzlefs.builder.report import BuildReport, Progress
 from puzzlefs.builder.run import VERSIONS, Timestamps, build
+from puzzlefs.builder.storage import StorageOptions
 
-__all__ = ["VERSIONS", "BuildReport", "Progress", "Timestamps", "build"]
+__all__ = ["VERSIONS", "BuildReport", "Progress", "StorageOptions", "Timestamps", "build"]

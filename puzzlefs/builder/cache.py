@@ -46,8 +46,9 @@ from puzzlefs._version import __version__
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.scan import IDENTITY_SIZE, ScannedTree, identity_parts
 from puzzlefs.builder.source import SourceTree
-from puzzlefs.chunking import AVERAGE_SIZE, MAX_SIZE, MIN_SIZE, ChunkerName
-from puzzlefs.compression.zstd import LEVEL, SEEKABLE_SINCE_VERSION
+from puzzlefs.builder.storage import Storage
+from puzzlefs.chunking import LARGEST_AVERAGE, ChunkerName
+from puzzlefs.compression.zstd import SEEKABLE_SINCE_VERSION
 from puzzlefs.digest import SHA256_SIZE, Digest, VerityDigest
 from puzzlefs.image import CommittedImage, StoredChunk
 
@@ -142,13 +143,13 @@ class BuildCache:
         *,
         chunker: ChunkerName,
         format_version: int,
-        compression: bool,
+        storage: Storage,
         cross_mounts: bool,
     ) -> None:
         """The cache in ``directory`` for building from ``tree``; nothing is read or made yet."""
-        way: tuple[object, ...] = (__version__, chunker, MIN_SIZE, AVERAGE_SIZE, MAX_SIZE, compression)
-        if compression:  # another library may compress the same bytes to others
-            way += (LEVEL, format_version >= SEEKABLE_SINCE_VERSION, zstandard.ZSTD_VERSION)
+        way: tuple[object, ...] = (__version__, chunker, storage)
+        if storage.compression:  # another library may compress the same bytes to others
+            way += (format_version >= SEEKABLE_SINCE_VERSION, zstandard.ZSTD_VERSION)
         file_system = _type_of(tree.fd)
         place = (os.fsencode(os.path.realpath(tree.root)), file_system, os.fstatvfs(tree.fd).f_fsid, _privileges())
         self._key = hashlib.sha256(repr((way, place)).encode()).digest()
@@ -320,7 +321,7 @@ def _parse(data: bytes, key: bytes) -> Remembered:
     sequence, lengths, sizes = (array("I", column) for column in columns[2:5])
     if chunks and max(sequence) >= distinct:
         raise ValueError("it names a chunk that it does not have")
-    if distinct and not (min(lengths) > 0 and max(lengths) <= MAX_SIZE and max(compressed) <= 1):
+    if distinct and not (min(lengths) > 0 and max(lengths) <= 2 * LARGEST_AVERAGE and max(compressed) <= 1):
         raise ValueError("it has an impossible chunk")
     starts = list(accumulate(array("Q", identities)[2 :: IDENTITY_SIZE // 8], initial=0))
     ends = array("Q", accumulate(map(lengths.__getitem__, sequence)))

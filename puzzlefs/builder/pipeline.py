@@ -23,6 +23,7 @@ from puzzlefs.blobs import BlobWriter
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.processes import ProcessWorkers
 from puzzlefs.builder.reuse import ReusedChunks
+from puzzlefs.builder.storage import Storage
 from puzzlefs.builder.store import ChunkStore, Stored
 from puzzlefs.builder.workers import Buffer, Outcome, ThreadWorkers, Workers
 from puzzlefs.digest import Digest, VerityDigest
@@ -59,7 +60,7 @@ class ChunkPipeline:
         writer: BlobWriter,
         *,
         version: int,
-        compression: bool,
+        storage: Storage,
         workers: int,
         processes: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -68,6 +69,7 @@ class ChunkPipeline:
 
         Args:
             version: the format version, which says how chunks are compressed.
+            storage: whether they are, and how well.
             workers: how many, at least 1.
             processes: whether they are processes, which ``can_fork`` must allow, or threads.
             progress: called in the owner's thread with ``bytes_done``.
@@ -76,7 +78,7 @@ class ChunkPipeline:
         self.bytes_done = 0
         self._stream = stream
         self._progress = progress
-        make_store = partial(ChunkStore, version=version, compression=compression)
+        make_store = partial(ChunkStore, version=version, storage=storage)
         self._store = make_store(writer)
         self._workers: Workers
         if processes:

@@ -4,7 +4,8 @@ Both streams are files one after the other. Where files follow one another in bo
 streams hold the same bytes: a *run*. A cut depends only on the bytes from the last cut on, so from a place inside a run
 where both streams have a cut, both are cut alike as far as the run goes. Two things bound it: a cut may depend on the
 first bytes behind it (``LOOK_AHEAD``), so those must be of the run too; and the last chunk of a stream ends because the
-stream does, so it counts only where both end.
+stream does, so it counts only where both end. A run whose last file has borders (see ``stream``) ends with a cut
+whatever follows, so neither bounds it.
 
 A chunk is reused only if the layout has its blob. Where it has not, the files are read as if they had changed.
 
@@ -68,14 +69,19 @@ class ReusedChunks:
 class Reuse:
     """What can be taken over from the last build into this one."""
 
-    def __init__(self, old: Remembered, files: Sequence[SourceFile], writer: BlobWriter) -> None:
-        """Compare what ``old`` remembers with ``files``, which are those of the new stream, in its order."""
+    def __init__(
+        self, old: Remembered, files: Sequence[SourceFile], writer: BlobWriter, *, cut_at_files: int = 0
+    ) -> None:
+        """Compare what ``old`` remembers with ``files``, which are those of the new stream, in its order.
+
+        In both streams, files of ``cut_at_files`` bytes or more, if it is not 0, have borders.
+        """
         self._old = old
         self._files = files
         self._writer = writer
         self._state = bytearray(len(old.lengths))
         self._chunks: dict[int, StoredChunk] = {}
-        self._runs = _runs(old, files)
+        self._runs = _runs(old, files, cut_at_files)
         self._run_starts = [run.start for run in self._runs]
 
     def has_all_files(self) -> bool:
@@ -174,37 +180,40 @@ def _identities(files: Sequence[SourceFile]) -> bytes:
     return b"".join([file.identity for file in files])
 
 
-def _runs(old: Remembered, files: Sequence[SourceFile]) -> list[_Run]:
+def _runs(old: Remembered, files: Sequence[SourceFile], cut_at_files: int) -> list[_Run]:
     """The runs that chunks can be reused in, in the order of the new stream."""
     runs: list[_Run] = []
     new_size = sum(file.size for file in files)
 
-    def add(start: int, end: int, old_start: int) -> None:
+    def add(start: int, end: int, old_start: int, last_size: int) -> None:
         shift = old_start - start
         first = bisect_left(old.ends, old_start) + 1 if old_start else 0
         if end == new_size and end + shift == old.size:
             last = len(old.ends)
+        elif 0 < cut_at_files <= last_size:
+            last = bisect_right(old.ends, end + shift)
         else:
             last = bisect_right(old.ends, end + shift - LOOK_AHEAD)
         if first < last:
             runs.append(_Run(start, end, shift, first, last))
 
     if _identities(files) == old.identities:
-        add(0, new_size, 0)
+        add(0, new_size, 0, 0)
         return runs
     borders = range(0, len(old.identities) + 1, IDENTITY_SIZE)
     where = {old.identities[start:end]: index for index, (start, end) in enumerate(pairwise(borders))}
-    position = run_start = run_old_start = 0
+    position = run_start = run_old_start = last_size = 0
     follows: int | None = None  # the index of the old file that would continue the run
     for file in files:
         index = where.get(file.identity)
         if index is None or index != follows:
             if follows is not None:
-                add(run_start, position, run_old_start)
+                add(run_start, position, run_old_start, last_size)
             run_start = position
             run_old_start = old.starts[index] if index is not None else 0
         follows = None if index is None else index + 1
         position += file.size
+        last_size = file.size
     if follows is not None:
-        add(run_start, position, run_old_start)
+        add(run_start, position, run_old_start, last_size)
     return runs

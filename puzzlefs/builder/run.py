@@ -22,6 +22,7 @@ from puzzlefs.builder.report import BuildReport, Progress
 from puzzlefs.builder.reuse import Reuse
 from puzzlefs.builder.scan import scan
 from puzzlefs.builder.source import SourceTree
+from puzzlefs.builder.storage import StorageOptions, storage_of
 from puzzlefs.builder.stream import StreamCutter, StreamReader
 from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
@@ -47,6 +48,7 @@ def build(
     *,
     format_version: int = DEFAULT_VERSION,
     compression: bool = False,
+    storage: StorageOptions | None = None,
     chunker: ChunkerName = "fastcdc2020",
     timestamps: Timestamps = "none",
     clamp_ns: int | None = None,
@@ -64,6 +66,7 @@ def build(
         reference: ``OCI_DIR:TAG``: the layout, made if need be, and the tag, moved if it is there.
         format_version: 1, 2 or 3.
         compression: store chunks as zstd where that is smaller.
+        storage: for compressed images: how small, and cut how. The defaults give the best images for every reader.
         chunker: how the file stream is cut: ``fastcdc2020`` or ``ronomon``.
         timestamps: whether modification times are stored: ``none``, ``keep`` or ``clamp``.
         clamp_ns: for ``clamp``: the latest time to store, in nanoseconds since the epoch.
@@ -95,7 +98,8 @@ def build(
     if workers is not None and workers < 1:
         raise InvalidArgumentError(f"{workers} workers cannot do anything", hint="ask for at least one")
     mtime_of = _mtime_rule(timestamps, clamp_ns)
-    cutter_of = make_chunker(chunker)
+    stored = storage_of(format_version, compression=compression, options=storage or StorageOptions())
+    cutter_of = make_chunker(chunker, stored.sizes)
     report = progress or (lambda _: None)
     stream = FileStream()
     began_ns = clock_ns()
@@ -110,7 +114,7 @@ def build(
                 tree,
                 chunker=chunker,
                 format_version=format_version,
-                compression=compression,
+                storage=stored,
                 cross_mounts=cross_mounts,
             )
         old = None if memory is None else memory.load()
@@ -127,18 +131,24 @@ def build(
                 progress=lambda inodes: report(Progress("scan", inodes, 0, 0)),
             )
             inodes, total = len(found.inodes), stream.size
-            reuse = None if old is None else Reuse(old, found.files, writer)
+            reuse = None if old is None else Reuse(old, found.files, writer, cut_at_files=stored.cut_at_files)
             with ChunkPipeline(
                 stream,
                 writer,
                 version=format_version,
-                compression=compression,
+                storage=stored,
                 workers=workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS),
                 processes=reuse is None and total >= _WORTH_PROCESSES and can_fork(),
                 progress=lambda done: report(Progress("chunks", inodes, done, total)),
             ) as pipeline:
                 cutter = StreamCutter(cutter_of, pipeline)
-                reader = StreamReader(tree, found.files, cutter, None if verify_cache else reuse)
+                reader = StreamReader(
+                    tree,
+                    found.files,
+                    cutter,
+                    None if verify_cache else reuse,
+                    cut_at_files=stored.cut_at_files,
+                )
                 reader.run()
                 pipeline.finish()
             if verify_cache and reuse is not None and memory is not None:
@@ -160,6 +170,8 @@ def build(
                     chunks=stream.chunks,
                     verity=pipeline.verity,
                     writer=writer,
+                    compact=stored.compact_metadata,
+                    compress_metadata=stored.compress_metadata,
                 )
         if memory is not None:
             memory.save(found, stream, pipeline.verity, image, began_ns)

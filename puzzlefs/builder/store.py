@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from puzzlefs.blobs import BlobWriter
+from puzzlefs.builder.storage import Storage
 from puzzlefs.compression import compress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.image import StoredChunk
@@ -39,11 +40,11 @@ class ChunkStore:
     once (by two workers that meet it at once, twice, to the same result; the writer takes it once).
     """
 
-    def __init__(self, writer: BlobWriter, *, version: int, compression: bool) -> None:
+    def __init__(self, writer: BlobWriter, *, version: int, storage: Storage) -> None:
         """A store for images of format ``version``, which says how chunks are compressed."""
         self._writer = writer
         self._version = version
-        self._compression = compression
+        self._storage = storage
         self._known: dict[bytes, StoredChunk] = {}
 
     def store(self, buffer: bytes | bytearray | memoryview, lengths: Sequence[int]) -> Stored:
@@ -67,8 +68,8 @@ class ChunkStore:
         return Stored(chunks, verity)
 
     def _store_new(self, data: memoryview, key: bytes, verity: dict[Digest, VerityDigest]) -> StoredChunk:
-        if self._compression:
-            smaller = compress_chunk(data, self._version)
+        if self._storage.compression:
+            smaller = compress_chunk(data, self._version, self._storage.level)
             if len(smaller) < len(data):
                 return self._put(smaller, Digest.of(smaller), verity, compressed=True)
         return self._put(data, Digest(key), verity, compressed=False)

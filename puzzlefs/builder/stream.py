@@ -8,6 +8,9 @@ Where the last build had the same files and a cut at the same place, what follow
 ``reuse``). After a change, reading stops at every place where it could resume like that, to see whether there is a
 cut.
 
+Where files of some size have chunks of their own, the stream is also cut at the *borders* of those: where one begins,
+and where it ends. What lies between two borders is cut as if it were a stream of its own.
+
 Every file that is read is checked before and after it is read: what is open must be what was scanned, and must not have
 changed meanwhile, or the image would hold a state that the tree never had.
 
@@ -83,18 +86,22 @@ class StreamCutter:
                 count += self._filled
                 self._filled = 0
 
+    def border(self) -> None:
+        """Cut what was collected as if the stream ended here."""
+        self._cut_rest(final=True)
+
     def find_cut(self, wanted: Callable[[int], bool]) -> int | None:
         """The first certain cut whose place in the stream is wanted.
 
         The chunks before it are handed over, and what was collected behind it is dropped: the stream goes on there.
         """
-        with memoryview(self._buffer) as view, view[self._cut : self._filled] as data:
-            lengths = self._chunker.cut(data, final=False)
-        for length in (0, *lengths):
-            if length:
-                self._lengths.append(length)
-                self._cut += length
-            if wanted(self.position + self._cut):
+        self._cut_rest(final=False)
+        end = 0
+        for index, length in enumerate((0, *self._lengths)):
+            end += length
+            if wanted(self.position + end):
+                del self._lengths[index:]
+                self._cut = end
                 self._hand_over(b"")
                 return self.position
         return None
@@ -117,12 +124,17 @@ class StreamCutter:
             count -= step
 
     def _flush(self, *, final: bool) -> None:
+        self._cut_rest(final=final)
         with memoryview(self._buffer) as view:
-            with view[self._cut : self._filled] as data:
-                self._lengths += self._chunker.cut(data, final)
-            self._cut = sum(self._lengths)
             rest = bytes(view[self._cut : self._filled])
         self._hand_over(rest)
+
+    def _cut_rest(self, *, final: bool) -> None:
+        """Cut what is not known to be cut; with ``final`` all of it."""
+        with memoryview(self._buffer) as view, view[self._cut : self._filled] as data:
+            lengths = self._chunker.cut(data, final)
+        self._lengths += lengths
+        self._cut += sum(lengths)
 
     def _hand_over(self, rest: bytes) -> None:
         """Give the pipeline what is cut; ``rest`` is what was collected behind it."""
@@ -144,14 +156,24 @@ class StreamReader:
     """
 
     def __init__(
-        self, tree: SourceTree, files: Sequence[SourceFile], cutter: StreamCutter, reuse: Reuse | None = None
+        self,
+        tree: SourceTree,
+        files: Sequence[SourceFile],
+        cutter: StreamCutter,
+        reuse: Reuse | None = None,
+        *,
+        cut_at_files: int = 0,
     ) -> None:
-        """A reader of ``files``, in their order; what ``reuse`` knows is not read."""
+        """A reader of ``files``, in their order; what ``reuse`` knows is not read.
+
+        Files of ``cut_at_files`` bytes or more, if it is not 0, have borders.
+        """
         self.bytes_read = 0
         self._tree = tree
         self._files = files
         self._cutter = cutter
         self._reuse = reuse
+        self._cut_at_files = cut_at_files
         self._starts = list(accumulate((file.size for file in files), initial=0))
 
     def run(self) -> None:
@@ -190,12 +212,17 @@ class StreamReader:
         index = bisect_right(self._starts, position) - 1
         while position < goal:
             file, start = self._files[index], self._starts[index]
+            has_borders = 0 < self._cut_at_files <= file.size
+            if has_borders and position == start:
+                self._cutter.border()
             fd = self._tree.open_file(file.directory, file.name)
             try:
                 position = start + self._read_file(file, fd, position - start, min(goal - start, file.size))
             finally:
                 os.close(fd)
             index += 1
+            if has_borders and position == self._starts[index]:
+                self._cutter.border()
         return position
 
     def _read_file(self, file: SourceFile, fd: int, position: int, goal: int) -> int:

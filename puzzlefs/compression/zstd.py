@@ -20,7 +20,10 @@ from puzzlefs.compression.frames import Frame, SeekEntry, frames_of, parse_seek_
 from puzzlefs.errors import FormatError
 
 LEVEL: Final = 3
-"""The zstd level. A change gives every compressed chunk another name."""
+"""The zstd level, unless another is asked for. A change gives every compressed chunk another name."""
+
+LEVELS: Final = range(1, 23)
+"""The zstd levels that there are."""
 
 MAX_WINDOW_SIZE: Final = 8 << 20
 """Bytes of the largest window that a frame may ask for: what RFC 8878 (3.1.1.1.2) asks every decoder to
@@ -34,28 +37,46 @@ class _Contexts(threading.local):
     """The zstd contexts of one thread, made when it first needs them."""
 
     def __init__(self) -> None:
-        self.plain = zstandard.ZstdCompressor(level=LEVEL, write_content_size=False, write_checksum=False)
-        self.sized = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True, write_checksum=False)
+        self._compressors: dict[tuple[int, bool], zstandard.ZstdCompressor] = {}
         self.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_SIZE)
+
+    def compressor(self, level: int, *, sized: bool) -> zstandard.ZstdCompressor:
+        """One that says in each frame how long the content is, if ``sized``."""
+        found = self._compressors.get((level, sized))
+        if found is None:
+            found = zstandard.ZstdCompressor(level=level, write_content_size=sized, write_checksum=False)
+            self._compressors[level, sized] = found
+        return found
 
 
 _contexts = _Contexts()
 
 
-def compress_chunk(data: bytes | bytearray | memoryview, version: int) -> bytes:
+def compress_chunk(data: bytes | bytearray | memoryview, version: int, level: int = LEVEL) -> bytes:
     """What is stored for a chunk in a compressed image, if that is smaller than the chunk.
 
     Args:
         data: the chunk.
         version: the format version: 1 and 2 give one zstd frame, 3 a frame and a seek table.
+        level: the zstd level, one of ``LEVELS``.
     """
     if version < SEEKABLE_SINCE_VERSION:
         # The streaming interface chooses other parameters than the one-shot one, and is what the original
         # uses.
-        stream = _contexts.plain.compressobj()
+        stream = _contexts.compressor(level, sized=False).compressobj()
         return stream.compress(data) + stream.flush()
-    frame = _contexts.sized.compress(data)
+    frame = compress_whole(data, level)
     return frame + seek_table([SeekEntry(len(frame), len(data))])
+
+
+def compress_whole(data: bytes | bytearray | memoryview, level: int = LEVEL) -> bytes:
+    """One zstd frame that says how long its content is, as metadata are stored in; ``decompress_chunk`` reads it.
+
+    Args:
+        data: what to compress.
+        level: the zstd level, one of ``LEVELS``.
+    """
+    return _contexts.compressor(level, sized=True).compress(data)
 
 
 def decompress_chunk(stored: bytes, *, limit: int) -> bytes:

@@ -87,7 +87,8 @@ class Manifest:
         found = [
             Descriptor.from_json(value, f"the OCI manifest's layer {number}")
             for number, value in enumerate(self.layer_objects)
-            if as_object(value, f"the OCI manifest's layer {number}").get("mediaType") == media_types.ROOTFS
+            if as_object(value, f"the OCI manifest's layer {number}").get("mediaType")
+            in (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
         ]
         if not found:
             raise FormatError(

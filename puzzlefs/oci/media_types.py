@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 ROOTFS: Final = "application/vnd.puzzlefs.image.rootfs.v1"
+ROOTFS_ZSTD: Final = ROOTFS + "+zstd"
+"""The same as one zstd frame: an extension of this implementation, which others do not find as a rootfs."""
+
 INODES: Final = "application/vnd.puzzlefs.image.inodes.v1"
 FILE_DATA: Final = "application/vnd.puzzlefs.image.filedata.v1"
 FILE_DATA_ZSTD: Final = FILE_DATA + "+zstd"

@@ -6,7 +6,8 @@ that are shipped, and tests hold the two against each other.
 """
 
 from puzzlefs.wire.codec import VERSIONS, Codec, codec_for
+from puzzlefs.wire.compact import encode_compact_rootfs
 from puzzlefs.wire.contents import ChunkList
 from puzzlefs.wire.rootfs import WireRootfs, rootfs_version
 
-__all__ = ["VERSIONS", "ChunkList", "Codec", "WireRootfs", "codec_for", "rootfs_version"]
+__all__ = ["VERSIONS", "ChunkList", "Codec", "WireRootfs", "codec_for", "encode_compact_rootfs", "rootfs_version"]

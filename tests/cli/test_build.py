@@ -124,6 +124,51 @@ class TestOutput:
         assert "puzzlefs build rootfs images:debian" in result.stdout
 
 
+class TestStorage:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            [],
+            ["--compression-level", "19"],
+            ["--chunk-size", "16K"],
+            ["--cut-at-files", "4096"],
+            ["--cut-at-files", "0"],
+            ["--compression-level=1", "--chunk-size=1KIB", "--chunk-size=512K", "--compress-metadata"],
+        ],
+        ids=" ".join,
+    )
+    def test_every_way_is_read_back(self, root: Path, tmp_path: Path, options: list[str]) -> None:
+        (root / "large").write_bytes(b"".join(b"%d\n" % number for number in range(100_000)))
+        first = puzzlefs("build", "-c", *options, root, f"{tmp_path}/oci:tag")
+        again = puzzlefs("build", "-c", "--no-cache", *options, root, f"{tmp_path}/other:tag")
+        assert (first.returncode, first.stderr) == (0, "")
+        assert first.stdout == again.stdout
+        assert puzzlefs("extract", f"{tmp_path}/oci:tag", tmp_path / "copy").returncode == 0
+        for path in root.iterdir():
+            assert (tmp_path / "copy" / path.name).read_bytes() == path.read_bytes()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--compression-level", "9"], "puzzlefs: how an uncompressed image is stored cannot be chosen"),
+            (["--compress-metadata"], "puzzlefs: how an uncompressed image is stored cannot be chosen"),
+            (["-c", "--compression-level", "23"], "puzzlefs: there is no compression level 23; say 1"),
+            (["-c", "--chunk-size", "100000"], "puzzlefs: chunks cannot be 100000 bytes long on average; say a power"),
+            (["-c", "--chunk-size", "many"], "'many' is no size"),
+            (["-c", "--cut-at-files", "10"], "puzzlefs: files of 10 bytes are too small for chunks of their own; say"),
+            (["-c", "--compress-metadata", "--format-version=2"], "puzzlefs: format version 2 has no compressed meta"),
+        ],
+    )
+    def test_what_makes_no_sense_is_a_usage_error(
+        self, root: Path, tmp_path: Path, options: list[str], message: str
+    ) -> None:
+        result = puzzlefs("build", *options, root, f"{tmp_path}/oci:tag")
+        assert result.returncode == ExitCode.USAGE
+        assert message in result.stderr
+        assert result.stdout == ""
+        assert not (tmp_path / "oci").exists()
+
+
 class TestCache:
     def read(self, *words: str | Path, environment: dict[str, str] | None = None) -> int:
         result = puzzlefs("build", "--json", *words, environment=environment)

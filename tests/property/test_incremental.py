@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +19,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from puzzlefs.blobs import BlobWriter, Layout
-from puzzlefs.builder import build
+from puzzlefs.builder import StorageOptions, build
 from puzzlefs.builder.cache import BuildCache, clock_ns
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.pipeline import ChunkPipeline
 from puzzlefs.builder.reuse import Reuse
 from puzzlefs.builder.scan import scan
 from puzzlefs.builder.source import SourceTree
+from puzzlefs.builder.storage import Storage
 from puzzlefs.builder.stream import StreamCutter, StreamReader
 from puzzlefs.chunking import CHUNKER_NAMES, LOOK_AHEAD, MAX_SIZE, ChunkerName, chunker
 from puzzlefs.digest import Digest, VerityDigest
@@ -89,6 +91,7 @@ class Trees(RuleBasedStateMachine):
     """A tree that is changed in all ways that there are, and after each change built with the cache and without."""
 
     root: Path
+    cut_at_files = 0
     bytes_read = 0
     bytes_held = 0
 
@@ -209,19 +212,26 @@ class Trees(RuleBasedStateMachine):
             reuse = memory = None
             if cache is not None:
                 memory = BuildCache(
-                    cache, tree, chunker="fastcdc2020", format_version=3, compression=False, cross_mounts=False
+                    cache, tree, chunker="fastcdc2020", format_version=3, storage=Storage(), cross_mounts=False
                 )
                 old = memory.load()
                 assert (old is not None) is (self.builds > 0)
-                reuse = None if old is None else Reuse(old, found.files, writer)
-            with ChunkPipeline(stream, writer, version=3, compression=False, workers=1) as pipeline:
-                reader = StreamReader(tree, found.files, StreamCutter(_SmallChunks(), pipeline), reuse)
+                reuse = None if old is None else Reuse(old, found.files, writer, cut_at_files=self.cut_at_files)
+            with ChunkPipeline(stream, writer, version=3, storage=Storage(), workers=1) as pipeline:
+                cutter = StreamCutter(_SmallChunks(), pipeline)
+                reader = StreamReader(tree, found.files, cutter, reuse, cut_at_files=self.cut_at_files)
                 reader.run()
                 pipeline.finish()
             writer.commit()
             if memory is not None:
                 memory.save(found, stream, pipeline.verity, _NO_IMAGE, began_ns)
         assert sum(stream.lengths()) == stream.size
+        if self.cut_at_files:
+            cuts = {0, *accumulate(stream.lengths())}
+            ends = list(accumulate(file.size for file in found.files))
+            for file, end in zip(found.files, ends, strict=True):
+                if file.size >= self.cut_at_files:
+                    assert {end - file.size, end} <= cuts
         for chunk in stream.chunks:
             assert (layout / "blobs" / "sha256" / chunk.digest.hex()).stat().st_size == chunk.size
         return stream.chunks, stream.lengths(), pipeline.verity, reader.bytes_read
@@ -250,8 +260,10 @@ def memory_place(tmp_path: Path) -> Iterator[Path]:
         yield Path(directory)
 
 
-def test_edits_with_small_chunks(memory_place: Path) -> None:
+@pytest.mark.parametrize("cut_at_files", [0, 128, 4000])
+def test_edits_with_small_chunks(memory_place: Path, cut_at_files: int) -> None:
     Trees.root = memory_place
+    Trees.cut_at_files = cut_at_files
     Trees.bytes_read = Trees.bytes_held = 0
     machine: Callable[[], None] = Trees.TestCase().runTest
     Trees.TestCase.settings = settings(
@@ -261,10 +273,22 @@ def test_edits_with_small_chunks(memory_place: Path) -> None:
     assert 0 < Trees.bytes_read < 0.75 * Trees.bytes_held  # or there was nothing to test
 
 
-@pytest.mark.parametrize("compression", [False, True], ids=["plain", "compressed"])
-@pytest.mark.parametrize("version", [1, 3])
-def test_whole_images(tmp_path: Path, version: int, compression: bool) -> None:
-    """Digests of whole builds, with chunks of the usual sizes, over random edits of real files."""
+@pytest.mark.parametrize(
+    ("version", "storage"),
+    [
+        (1, None),
+        (1, StorageOptions()),
+        (1, StorageOptions(level=1, chunk_size=16 << 10, cut_at_files=100_000)),
+        (3, None),
+        (3, StorageOptions()),
+        (3, StorageOptions(level=7, cut_at_files=4 << 10, compress_metadata=True)),
+        (3, StorageOptions(chunk_size=16 << 10, cut_at_files=0)),
+    ],
+)
+def test_whole_images(tmp_path: Path, version: int, storage: StorageOptions | None) -> None:
+    """Digests of whole builds, with chunks of the usual sizes, over random edits of real files; compressed if there are
+    options."""
+    compression = storage is not None
     generator = random.Random(f"{version}{compression}")
     root = tmp_path / "root"
     root.mkdir()
@@ -289,9 +313,16 @@ def test_whole_images(tmp_path: Path, version: int, compression: bool) -> None:
                     path.rename(root / f"{generator.randrange(60):02}")
         if step % 2:
             time.sleep(0.03)
-        plain = build(root, f"{tmp_path}/fresh{step}:t", format_version=version, compression=compression)
+        plain = build(
+            root, f"{tmp_path}/fresh{step}:t", format_version=version, compression=compression, storage=storage
+        )
         cached = build(
-            root, f"{tmp_path}/oci:t", format_version=version, compression=compression, cache=tmp_path / "cache"
+            root,
+            f"{tmp_path}/oci:t",
+            format_version=version,
+            compression=compression,
+            storage=storage,
+            cache=tmp_path / "cache",
         )
         assert cached.digest == plain.digest
         assert plain.bytes_read == plain.content_size
@@ -377,6 +408,47 @@ def test_files_that_end_at_a_cut(tmp_path: Path, beyond: int) -> None:
             assert cached.digest == plain.digest
         reused += cached.bytes_read < cached.content_size
     assert bool(reused) is (beyond >= LOOK_AHEAD)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        StorageOptions(),
+        StorageOptions(level=4),
+        StorageOptions(chunk_size=32 << 10),
+        StorageOptions(cut_at_files=0),
+        StorageOptions(compress_metadata=True),
+    ],
+)
+def test_other_options_are_another_build(tmp_path: Path, options: StorageOptions) -> None:
+    """What a build with other options remembers is of no use, and is not used."""
+    root = tmp_path / "root"
+    root.mkdir()
+    for number in range(10):
+        (root / f"{number}").write_bytes(noise(number, 30_000) + b"again " * 10_000)
+    time.sleep(0.03)
+    others = (StorageOptions(), StorageOptions(level=9, chunk_size=16 << 10, cut_at_files=8 << 10))
+    for storage in [other for other in others if other != options]:
+        build(root, f"{tmp_path}/oci:t", compression=True, storage=storage, cache=tmp_path / "cache")
+    fresh = build(root, f"{tmp_path}/fresh:t", compression=True, storage=options)
+    cached = build(root, f"{tmp_path}/oci:t", compression=True, storage=options, cache=tmp_path / "cache")
+    again = build(root, f"{tmp_path}/oci:t", compression=True, storage=options, cache=tmp_path / "cache")
+    assert fresh.digest == cached.digest == again.digest
+    assert (cached.bytes_read, again.bytes_read) == (cached.content_size, 0)
+
+
+def test_what_has_borders_is_read_without_its_neighbours(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for number in range(40):
+        (root / f"{number:02}").write_bytes(noise(number, 50_000))
+    time.sleep(0.03)
+    build(root, f"{tmp_path}/oci:t", compression=True, cache=tmp_path / "cache")
+    (root / "20").write_bytes(noise(99, 60_000))
+    report = build(root, f"{tmp_path}/oci:t", compression=True, cache=tmp_path / "cache")
+    assert 60_000 <= report.bytes_read <= 60_000 + 2 * LOOK_AHEAD
+    assert report.new_chunks <= 2
+    assert report.digest == build(root, f"{tmp_path}/fresh:t", compression=True).digest
 
 
 @pytest.mark.parametrize("name", CHUNKER_NAMES)

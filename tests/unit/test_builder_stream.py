@@ -19,6 +19,7 @@ from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.pipeline import BUFFER_SIZE, ChunkPipeline
 from puzzlefs.builder.scan import ScannedTree, scan
 from puzzlefs.builder.source import SourceTree
+from puzzlefs.builder.storage import Storage
 from puzzlefs.builder.stream import StreamCutter, StreamReader
 from puzzlefs.chunking import MAX_SIZE, chunker
 from puzzlefs.digest import Digest
@@ -45,7 +46,7 @@ class Store:
         self.layout = Layout.open_or_create(place, dialect_of(3))
         self.writer = BlobWriter(self.layout)
         self.stream = FileStream()
-        self.pipeline = ChunkPipeline(self.stream, self.writer, version=3, compression=False, workers=workers)
+        self.pipeline = ChunkPipeline(self.stream, self.writer, version=3, storage=Storage(), workers=workers)
         self.cutter = StreamCutter(chunker("fastcdc2020"), self.pipeline)
 
     def __enter__(self) -> Store:
@@ -196,7 +197,7 @@ def build_stream(root: Path, place: Path, disturb: Callable[[int], None] | None 
         found: ScannedTree = scan(tree, stream, mtime_of=lambda _: None)
         if disturb is not None:
             disturb(0)
-        with ChunkPipeline(stream, writer, version=3, compression=False, workers=1, progress=disturb) as pipeline:
+        with ChunkPipeline(stream, writer, version=3, storage=Storage(), workers=1, progress=disturb) as pipeline:
             StreamReader(tree, found.files, StreamCutter(chunker("fastcdc2020"), pipeline)).run()
             pipeline.finish()
     return stream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from puzzlefs import errors
 from puzzlefs.errors import InvalidArgumentError, PuzzlefsError
-from puzzlefs_cli.arguments import words
+from puzzlefs_cli.arguments import size, words
 from puzzlefs_cli.exit_codes import ExitCode, exit_code
 from puzzlefs_cli.main import describe, parse
 
@@ -116,3 +117,17 @@ def test_only_the_module_of_the_verb_is_loaded() -> None:
     assert "puzzlefs_cli.umount" in printed
     assert "puzzlefs_cli.build" not in printed
     assert not {"trio", "pyfuse3", "capnp", "rich"} & set(printed)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("4096", 4096), ("64K", 65536), ("64k", 65536), ("64KiB", 65536), ("1M", 1 << 20), ("2mib", 2 << 20)],
+)
+def test_sizes(text: str, number: int) -> None:
+    assert size(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.5K", "64KB", "64 K", "1KM", "1G", "٣", "0x10"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="no size"):
+        size(text)
