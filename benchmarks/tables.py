@@ -43,7 +43,10 @@ def ratio_table(figures: Figures, base: str, columns: Sequence[str] | None = Non
             cells.append(cell)
         if len(set(cells[1:]) - {"–"}):
             rows.append(cells)
-    return table(["", *(f"{column}, {unit_of(column)}" for column in columns)], rows)
+    units = [
+        "" if column in ("seconds", *UNITS) and column != "random" else f", {unit_of(column)}" for column in columns
+    ]
+    return table(["", *(f"{column}{unit}" for column, unit in zip(columns, units, strict=True))], rows)
 
 
 def verdict_table(figures: Figures, goals: Iterable[Goal]) -> str:
