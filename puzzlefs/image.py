@@ -17,8 +17,9 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, starmap
 from types import TracebackType
 from typing import Final, Self
 
@@ -430,16 +431,25 @@ def commit_image(
     return CommittedImage(version, verity_digest(manifest), top, tuple(metadata))
 
 
-def commit_again(layout: Layout, tag: str, image: CommittedImage, writer: BlobWriter) -> bool:
-    """Commit an image that is known to have the same metadata as ``image``, and whose chunks are in ``writer`` already.
+def commit_again(
+    layout: Layout, tag: str, image: CommittedImage, chunks: Iterable[tuple[Digest, int]], writer: BlobWriter
+) -> bool:
+    """Point the tag to an image that was committed before, if the layout still has all of it.
+
+    Args:
+        layout: where to.
+        tag: the tag, which moves if it is there.
+        image: what was committed.
+        chunks: digest and size of each of its stored chunks.
+        writer: a writer that looks whether blobs are there; it is committed.
 
     Returns:
-        Whether the layout has the metadata of ``image``; without them nothing is done.
+        Whether the layout has it; if not, nothing is done.
 
     Raises:
         StorageError: as ``commit_image``.
     """
-    if not all(writer.adopt(digest, size) for digest, size in (image.manifest, *image.metadata)):
+    if not all(starmap(writer.adopt, chain((image.manifest, *image.metadata), chunks))):
         return False
     _commit_tag(layout, tag, image.version, image.manifest, writer)
     return True

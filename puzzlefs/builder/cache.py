@@ -34,7 +34,7 @@ import stat
 import struct
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -44,7 +44,7 @@ import zstandard
 
 from puzzlefs._version import __version__
 from puzzlefs.builder.chunks import FileStream
-from puzzlefs.builder.scan import IDENTITY_SIZE, ScannedTree, identity_parts
+from puzzlefs.builder.scan import IDENTITY_SIZE, ScannedTree, SourceFile, identity_parts
 from puzzlefs.builder.source import SourceTree
 from puzzlefs.builder.storage import Storage
 from puzzlefs.chunking import LARGEST_AVERAGE, ChunkerName
@@ -104,6 +104,15 @@ class Remembered:
     xattrs: bytes
     fingerprint: bytes
     image: CommittedImage
+
+    def is_of(self, found: ScannedTree) -> bool:
+        """Whether nothing has changed since: the tree has the same metadata, and none of its files another content."""
+        return self.fingerprint == found.fingerprint and self.identities == identities_of(found.files)
+
+    def blobs(self) -> Iterator[tuple[Digest, int]]:
+        """Digest and size of each distinct chunk as it was stored."""
+        for number, size in enumerate(self.sizes):
+            yield Digest(self.digests[number * SHA256_SIZE : (number + 1) * SHA256_SIZE]), size
 
     def without_xattrs(self) -> frozenset[bytes]:
         """Identities of the files that had no extended attributes, and so have none as long as they have these."""
@@ -199,13 +208,23 @@ class BuildCache:
         data = _encode(self._key, known, found, stream, verity, image)
         try:
             if data == self._loaded:
-                os.utime(self.path)
+                self.keep()
                 return
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _replace(self.path, data)
             _prune(self.path.parent)
         except OSError as error:
             log.debug("the build cache %s is not written: %s", self.path, error)
+
+    def keep(self) -> None:
+        """Say that what was loaded still holds, so that it is not taken for an old cache that nobody uses."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path)
+
+
+def identities_of(files: Sequence[SourceFile]) -> bytes:
+    """The identities of files, one after the other."""
+    return b"".join([file.identity for file in files])
 
 
 def clock_ns() -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from puzzlefs.blobs import BlobWriter
-from puzzlefs.builder.cache import Remembered
+from puzzlefs.builder.cache import Remembered, identities_of
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.scan import IDENTITY_SIZE, SourceFile
 from puzzlefs.builder.source import printable
@@ -83,10 +83,6 @@ class Reuse:
         self._chunks: dict[int, StoredChunk] = {}
         self._runs = _runs(old, files, cut_at_files)
         self._run_starts = [run.start for run in self._runs]
-
-    def has_all_files(self) -> bool:
-        """Whether the new stream consists of the same files as the old one, none of them changed."""
-        return _identities(self._files) == self._old.identities
 
     def resumes_at(self, position: int) -> bool:
         """Whether, if the new stream is cut at ``position``, at least one chunk that follows is known."""
@@ -176,10 +172,6 @@ class Reuse:
         return state == _THERE
 
 
-def _identities(files: Sequence[SourceFile]) -> bytes:
-    return b"".join([file.identity for file in files])
-
-
 def _runs(old: Remembered, files: Sequence[SourceFile], cut_at_files: int) -> list[_Run]:
     """The runs that chunks can be reused in, in the order of the new stream."""
     runs: list[_Run] = []
@@ -197,7 +189,7 @@ def _runs(old: Remembered, files: Sequence[SourceFile], cut_at_files: int) -> li
         if first < last:
             runs.append(_Run(start, end, shift, first, last))
 
-    if _identities(files) == old.identities:
+    if identities_of(files) == old.identities:
         add(0, new_size, 0, 0)
         return runs
     borders = range(0, len(old.identities) + 1, IDENTITY_SIZE)

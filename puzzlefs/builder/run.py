@@ -131,6 +131,26 @@ def build(
                 progress=lambda inodes: report(Progress("scan", inodes, 0, 0)),
             )
             inodes, total = len(found.inodes), stream.size
+
+            def reported(image: CommittedImage, chunks: int, new_chunks: int, bytes_read: int) -> BuildReport:
+                return BuildReport(
+                    digest=image.verity,
+                    inodes=inodes,
+                    content_size=total,
+                    bytes_read=bytes_read,
+                    chunks=chunks,
+                    new_chunks=new_chunks,
+                    stored_bytes=writer.stored_bytes,
+                    seconds=time.monotonic() - started,
+                    mount_points=tuple(found.mount_points),
+                    has_pyc=found.has_pyc,
+                )
+
+            if memory is not None and old is not None and not verify_cache:
+                is_same = old.image.version == format_version and old.is_of(found)
+                if is_same and commit_again(layout, reference.tag, old.image, old.blobs(), writer):
+                    memory.keep()
+                    return reported(old.image, len(old.lengths), 0, 0)
             reuse = None if old is None else Reuse(old, found.files, writer, cut_at_files=stored.cut_at_files)
             with ChunkPipeline(
                 stream,
@@ -156,37 +176,20 @@ def build(
             writer.begin_write_out()  # while the metadata are encoded
             report(Progress("commit", inodes, total, total))
             new_chunks = writer.new_blobs
-            image: CommittedImage | None = None
-            if old is not None and reuse is not None and not verify_cache:
-                is_same = old.image.version == format_version and old.fingerprint == found.fingerprint
-                if is_same and reuse.has_all_files() and commit_again(layout, reference.tag, old.image, writer):
-                    image = old.image
-            if image is None:
-                image = commit_image(
-                    layout,
-                    reference.tag,
-                    version=format_version,
-                    layers=[found.inodes],
-                    chunks=stream.chunks,
-                    verity=pipeline.verity,
-                    writer=writer,
-                    compact=stored.compact_metadata,
-                    compress_metadata=stored.compress_metadata,
-                )
+            image = commit_image(
+                layout,
+                reference.tag,
+                version=format_version,
+                layers=[found.inodes],
+                chunks=stream.chunks,
+                verity=pipeline.verity,
+                writer=writer,
+                compact=stored.compact_metadata,
+                compress_metadata=stored.compress_metadata,
+            )
         if memory is not None:
             memory.save(found, stream, pipeline.verity, image, began_ns)
-    return BuildReport(
-        digest=image.verity,
-        inodes=inodes,
-        content_size=total,
-        bytes_read=reader.bytes_read,
-        chunks=len(pipeline.verity),
-        new_chunks=new_chunks,
-        stored_bytes=writer.stored_bytes,
-        seconds=time.monotonic() - started,
-        mount_points=tuple(found.mount_points),
-        has_pyc=found.has_pyc,
-    )
+        return reported(image, len(pipeline.verity), new_chunks, reader.bytes_read)
 
 
 def _mtime_rule(timestamps: Timestamps, clamp_ns: int | None) -> Callable[[int], int | None]:

@@ -51,7 +51,10 @@ def test_what_is_committed_comes_back(tmp_path: Path, version: int) -> None:
             writer=writer,
         )
         digest = committed.verity
-        assert commit_again(layout, "again", committed, writer)
+        size = layout.blob_size(chunk.blob.digest)
+        assert size is not None
+        assert commit_again(layout, "again", committed, [(chunk.blob.digest, size)], writer)
+        assert not commit_again(layout, "never", committed, [(Digest.of(b"missing"), 7)], writer)
     with open_image(f"{forge.path}:again", digest=digest) as image:
         assert image.manifest_digest == committed.manifest[0]
     with open_image(f"{forge.path}:tag", digest=digest) as image:
