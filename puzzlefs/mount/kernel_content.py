@@ -3,8 +3,9 @@
 A chunk holds many small files, in the order of their inode numbers. Reading and checking a chunk costs far more than
 handing its bytes over, and a request costs as much as copying 100 KiB. So when a chunk is in hand for one file, the
 rest of it is put into the kernel's page cache too (``NOTIFY_STORE``): the files that follow, if the kernel knows them
-by now (it answers ENOENT where it does not). And when chunks are wanted in the order in which they were stored, the
-host is told which ones come next, so that the disk works while this program does.
+by now (it answers ENOENT where it does not). And when chunks are wanted in the order in which they were stored,
+another thread has the host read those that come next (``read_ahead``), so that the disk works while this program does.
+When they are wanted in no order, those behind in the same file are likely to be wanted some time.
 
 Nothing is put there that is not verified, and everything is a guess that may be wrong: what is not stored is asked for.
 
@@ -27,6 +28,7 @@ from typing import Final
 from puzzlefs.digest import Digest
 from puzzlefs.errors import PuzzlefsError
 from puzzlefs.mount.operations import Operations
+from puzzlefs.mount.read_ahead import ReadAhead
 from puzzlefs.vfs import Piece
 
 Store = Callable[[int, int, memoryview], bool]
@@ -35,7 +37,11 @@ Store = Callable[[int, int, memoryview], bool]
 PAGE_SIZE: Final = 4096
 
 _AHEAD: Final = 8
-"""Chunks that the host is told of ahead."""
+"""Chunks that the host reads ahead where they are wanted in their order; twice those of one read, if that is more."""
+_MAX_AHEAD: Final = 32
+_BEHIND: Final = 8
+"""Chunks of the same file behind one that was wanted out of order that the host reads."""
+_MAX_SKIPPED: Final = 64
 _MAX_NEIGHBOURS: Final = 1024
 _MAX_REMEMBERED: Final = 256
 _MAX_UNKNOWN: Final = 2
@@ -46,19 +52,23 @@ _MAX_REPEATED: Final = 64
 class ContentServer:
     """Reads on behalf of the kernel. Thread safe."""
 
-    def __init__(self, operations: Operations, store: Store, wanted: Callable[[], Collection[int]]) -> None:
+    def __init__(
+        self, operations: Operations, store: Store, wanted: Callable[[], Collection[int]], ahead: ReadAhead
+    ) -> None:
         """Reads over one image.
 
         Args:
             operations: what to read.
             store: puts content into the kernel's page cache.
             wanted: takes requests from the queue without answering them, and says whose content they want.
+            ahead: has the host read what will be needed.
         """
         self._operations = operations
         self._tree = operations.image.tree
         self._blobs = operations.image.blobs
         self._store = store
         self._wanted = wanted
+        self._ahead = ahead
         self._guessing = threading.Lock()
         self._pushed: OrderedDict[Digest, int] = OrderedDict()
         self._coming: deque[Digest] = deque()
@@ -82,7 +92,7 @@ class ContentServer:
         if not plan.pieces:
             return []
         last = plan.pieces[-1]
-        is_fresh = not self._blobs.is_cached(last.blob)
+        is_fresh = not self._blobs.is_cached(last.blob) or last.blob in self._coming
         guesses = (is_fresh or offset == 0 or ino > self._pushed.get(last.blob, ino)) and self._guessing.acquire(False)
         try:
             if guesses and is_fresh:
@@ -144,21 +154,20 @@ class ContentServer:
         if len(self._pushed) > _MAX_REMEMBERED:
             self._pushed.popitem(last=False)
 
-    # ---- the host's disk
+    # ---- what comes next
 
     def _look_ahead(self, ino: int, stop: int, pieces: Sequence[Piece]) -> None:
-        """Tell the host what is needed now, and, if chunks are being wanted in their order, what comes after it."""
-        blobs, coming = self._blobs, self._coming
+        """Have the host read what is needed now besides the first piece, and what is likely to be needed after it."""
+        ahead, coming = self._ahead, self._coming
         for piece in pieces[1:]:
-            if piece.blob not in coming and not blobs.is_cached(piece.blob):
-                blobs.will_need(piece.blob)
+            ahead.touch(piece.blob)
         last = pieces[-1].blob
-        if last == self._expected or last in coming or pieces[0].blob in coming:
-            while coming and coming.popleft() != last:
-                pass
-            for blob in itertools.islice(self._stream, max(0, max(_AHEAD, 2 * len(pieces)) - len(coming))):
-                if not blobs.is_cached(blob):
-                    blobs.will_need(blob)
+        if any(piece.blob == self._expected or piece.blob in coming for piece in pieces):
+            if not _skip_to(last, _drained(coming)):
+                _skip_to(last, itertools.islice(self._stream, _MAX_SKIPPED))
+            distance = min(max(_AHEAD, 2 * len(pieces)), _MAX_AHEAD)
+            for blob in itertools.islice(self._stream, max(0, distance - len(coming))):
+                ahead.touch(blob)
                 coming.append(blob)
             self._expected = None
         else:
@@ -166,6 +175,15 @@ class ContentServer:
             self._expected = next(stream, None)
             self._stream = itertools.chain((self._expected,) if self._expected else (), stream)
             coming.clear()
+            self._touch_behind(ino, stop)
+
+    def _touch_behind(self, ino: int, stop: int) -> None:
+        """Have the host read the next chunks of the same file."""
+        with contextlib.suppress(PuzzlefsError):  # what is wrong further on is no matter of this read
+            file = self._tree.file_map(ino)
+            number = file.position(min(stop, file.size) - 1) + 1
+            for part in range(number, min(number + _BEHIND, len(file))):
+                self._ahead.touch(file.blob(part))
 
     def _blobs_after(self, ino: int, stop: int, blob: Digest) -> Iterator[Digest]:
         """The chunks behind the byte before ``stop`` of a file, which is in ``blob``, in the order of the stream."""
@@ -184,3 +202,13 @@ class ContentServer:
                 files, after = self._tree.files_in(blob, ino + 1, ino + 1 + _MAX_NEIGHBOURS)
                 ino, number = after, 1 if files and files[-1].ino == after else 0
                 file = self._tree.file_map(ino)
+
+
+def _skip_to(blob: Digest, blobs: Iterator[Digest]) -> bool:
+    """Consume ``blobs`` up to and with ``blob``; whether it was there."""
+    return any(other == blob for other in blobs)
+
+
+def _drained(blobs: deque[Digest]) -> Iterator[Digest]:
+    while blobs:
+        yield blobs.popleft()

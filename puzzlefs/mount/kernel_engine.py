@@ -48,6 +48,7 @@ from puzzlefs.mount.kernel_protocol import (
     parse_init,
     store_header,
 )
+from puzzlefs.mount.read_ahead import ReadAhead
 from puzzlefs.mount.signals import ENDING, held_back, in_main_thread, let_through
 
 log = logging.getLogger("puzzlefs.mount")
@@ -122,7 +123,8 @@ class _Session:
         self._mount = mount
         self._fd = mount.fd
         self._answers = Answers(mounting.operations).table
-        self._content = ContentServer(mounting.operations, self._store, self._take_ahead)
+        self._ahead = ReadAhead(mounting.operations.image.blobs)
+        self._content = ContentServer(mounting.operations, self._store, self._take_ahead, self._ahead)
         self._pending: deque[bytes] = deque()
         self._ahead_buffer = bytearray(_BUFFER_SIZE)
         self._last_reader = 0
@@ -140,6 +142,7 @@ class _Session:
         """Serve until the end. Signals are held back when this is called, and so in every thread that it starts."""
         self._start(self._announce, "announcer")
         self._start(self._watch, "watchman")
+        self._start(self._ahead.work, "read-ahead")
         with self._signals_end_it():
             if self._initialise():
                 self._work(self._workers[0])
@@ -154,6 +157,7 @@ class _Session:
         """Unmount, and let go of the queue; whoever waits for an answer gets an error."""
         self.end()
         self._active.set()
+        self._ahead.end()
         self._mount.abort()
         for worker in self._workers:
             with contextlib.suppress(RuntimeError):  # it was not waiting

@@ -1,0 +1,49 @@
+"""A thread that has the host read what will be needed.
+
+Opening a chunk that the host has to find on its disk first takes several times as long as opening one that it has in
+memory, and reading it again as long. So the thread that serves names the chunks that are likely to be needed, and this
+one opens them and asks the host to read them into its page cache, which needs the interpreter for moments only.
+
+It does not read or hash them itself, and there is only one such thread: each step that lets go of the interpreter and
+wants it back makes the thread that serves wait, and that costs more than hashing on the other processor gains
+(docs/performance.md).
+
+Everything is a guess. There is room for ``_MAX_WAITING`` of them; what comes when there is no room is dropped, and so
+is, silently, whatever goes wrong: who really asks for a chunk is told. Any thread may name chunks.
+"""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from typing import Final
+
+from puzzlefs.blobs import VerifiedBlobs
+from puzzlefs.digest import Digest
+from puzzlefs.lru import WeightedLru
+
+_MAX_WAITING: Final = 64
+_MAX_REMEMBERED: Final = 4096
+
+
+class ReadAhead:
+    """Names chunks of one image to the host."""
+
+    def __init__(self, blobs: VerifiedBlobs) -> None:
+        self._blobs = blobs
+        self._waiting: SimpleQueue[Digest | None] = SimpleQueue()
+        self._named: WeightedLru[Digest, None] = WeightedLru(_MAX_REMEMBERED)
+
+    def touch(self, blob: Digest) -> None:
+        """Have the host read a chunk, unless it is in memory, or was named a short while ago."""
+        if blob not in self._named and not self._blobs.is_cached(blob) and self._waiting.qsize() < _MAX_WAITING:
+            self._named.put(blob, None, 1)
+            self._waiting.put(blob)
+
+    def end(self) -> None:
+        """Make ``work`` return."""
+        self._waiting.put(None)
+
+    def work(self) -> None:
+        """Do what is asked for, until the end."""
+        while (blob := self._waiting.get()) is not None:
+            self._blobs.will_need(blob)

@@ -1,0 +1,193 @@
+"""What the host is asked to read before it is needed: which chunks, how often, and that it can do no harm."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import pytest
+from support.forge import Forge, directory, put_file, regular
+
+from puzzlefs.blobs import VerifiedBlobs
+from puzzlefs.digest import Digest
+from puzzlefs.errors import IntegrityError
+from puzzlefs.image import Image, open_image
+from puzzlefs.model import BlobRef, FileChunk
+from puzzlefs.mount.kernel_content import ContentServer
+from puzzlefs.mount.operations import Operations
+from puzzlefs.mount.read_ahead import ReadAhead
+
+pytestmark = pytest.mark.unit
+
+_CHUNK, _CHUNKS, _BIG, _BROKEN, _NEXT = 5000, 60, 2, 3, 4
+_TIMEOUT = 20
+
+
+class Recorder(ReadAhead):
+    """Remembers what it is asked for, and does nothing."""
+
+    def __init__(self, blobs: VerifiedBlobs) -> None:
+        super().__init__(blobs)
+        self.touched: list[Digest] = []
+
+    def touch(self, blob: Digest) -> None:
+        self.touched.append(blob)
+
+
+@pytest.fixture
+def forge(tmp_path: Path) -> Forge:
+    return Forge(tmp_path / "layout")
+
+
+@pytest.fixture
+def parts(forge: Forge) -> list[FileChunk]:
+    return [forge.chunk(bytes([number]) * _CHUNK) for number in range(_CHUNKS)]
+
+
+@pytest.fixture
+def image(forge: Forge, parts: list[FileChunk]) -> Iterator[Image]:
+    broken = FileChunk(BlobRef(Digest.of(b"not here"), 0, False), _CHUNK)
+    following = [forge.chunk(bytes([200 + number]) * _CHUNK) for number in range(3)]
+    name = forge.image(
+        [
+            directory(1, {b"big": _BIG, b"broken": _BROKEN, b"next": _NEXT}),
+            regular(_BIG, *parts),
+            regular(_BROKEN, parts[0], broken),
+            regular(_NEXT, *following),
+        ]
+    )
+    with open_image(name) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ahead(image: Image) -> Recorder:
+    return Recorder(image.blobs)
+
+
+@pytest.fixture
+def server(image: Image, ahead: Recorder) -> ContentServer:
+    def store(ino: int, offset: int, content: memoryview) -> bool:
+        return False
+
+    def wanted() -> Collection[int]:
+        return ()
+
+    return ContentServer(Operations(image), store, wanted, ahead)
+
+
+def read(server: ContentServer, first: int, count: int, ino: int = _BIG) -> bytes:
+    return b"".join(server.read(ino, first * _CHUNK, count * _CHUNK, may_guess=False))
+
+
+def digests(parts: list[FileChunk]) -> list[Digest]:
+    return [part.blob.digest for part in parts]
+
+
+# ---- which chunks
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_file_that_is_read_in_its_order_is_read_ahead(
+    server: ContentServer, ahead: Recorder, parts: list[FileChunk], count: int
+) -> None:
+    for first in range(0, 35, count):
+        assert read(server, first, count) == b"".join(bytes([first + number]) * _CHUNK for number in range(count))
+        if first >= 2 * count:  # the second read shows that there is an order
+            assert set(digests(parts[first + count : first + count + 8])) <= set(ahead.touched)
+    assert set(ahead.touched) <= set(digests(parts))
+
+
+def test_it_goes_on_where_chunks_are_in_memory(
+    server: ContentServer, ahead: Recorder, image: Image, parts: list[FileChunk]
+) -> None:
+    for first in range(20):
+        if first > 1:
+            image.blobs.read_chunk(parts[first].blob.digest, False, 0, 1)  # for another file
+        read(server, first, 1)
+    assert digests(parts)[27] in ahead.touched
+
+
+def test_a_place_that_was_skipped_is_no_end_of_the_order(
+    server: ContentServer, ahead: Recorder, parts: list[FileChunk]
+) -> None:
+    for first in (0, 1, 2):
+        read(server, first, 1)
+    read(server, 3, 15)  # further than what was read ahead
+    assert digests(parts)[20] in ahead.touched
+
+
+def test_the_next_file_follows(server: ContentServer, ahead: Recorder, image: Image) -> None:
+    for first in range(_CHUNKS - 4, _CHUNKS):
+        read(server, first, 1)
+    assert image.tree.file_map(_NEXT).blob(0) in ahead.touched
+
+
+def test_scattered_reads_have_the_host_read_what_is_behind(
+    server: ContentServer, ahead: Recorder, parts: list[FileChunk]
+) -> None:
+    for first in (40, 10, 30, 20):
+        read(server, first, 1)
+    assert ahead.touched == [blob for first in (40, 10, 30, 20) for blob in digests(parts)[first + 1 : first + 9]]
+
+
+def test_what_is_wrong_further_on_is_no_matter_of_this_read(server: ContentServer) -> None:
+    assert read(server, 0, 1, _BROKEN) == bytes(_CHUNK)
+
+
+def test_a_read_of_very_many_pieces_asks_for_a_bounded_number_ahead(
+    server: ContentServer, ahead: Recorder, parts: list[FileChunk]
+) -> None:
+    for first in (0, 1):
+        read(server, first, 1)
+    ahead.touched.clear()
+    read(server, 2, 25)
+    assert len([blob for blob in ahead.touched if blob in digests(parts[27:])]) <= 32
+
+
+# ---- how
+
+
+def test_the_host_is_told_once_and_what_is_in_memory_is_not_named(
+    image: Image, parts: list[FileChunk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Digest] = []
+    monkeypatch.setattr(image.blobs, "will_need", told.append)
+    first, second, third = digests(parts)[:3]
+    image.blobs.read_chunk(second, False, 0, 1)
+    ahead = ReadAhead(image.blobs)
+    for blob in (first, second, third, first):
+        ahead.touch(blob)
+    ahead.end()
+    ahead.work()
+    assert told == [first, third]
+
+
+def test_there_is_room_for_so_many(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Digest] = []
+    monkeypatch.setattr(image.blobs, "will_need", told.append)
+    ahead = ReadAhead(image.blobs)
+    for number in range(1000):
+        ahead.touch(Digest.of(number.to_bytes(2, "big")))
+    ahead.end()
+    ahead.work()
+    assert told == [Digest.of(number.to_bytes(2, "big")) for number in range(64)]
+
+
+def test_nothing_that_goes_wrong_ends_it(forge: Forge, image: Image, parts: list[FileChunk]) -> None:
+    corrupt, replaced, good = digests(parts)[:3]
+    put_file(forge.blob_path(corrupt), b"corrupt")
+    forge.blob_path(replaced).unlink()
+    forge.blob_path(replaced).mkdir()
+    ahead = ReadAhead(image.blobs)
+    for blob in (Digest.of(b"not here"), corrupt, replaced, good):
+        ahead.touch(blob)
+    worker = threading.Thread(target=ahead.work)
+    worker.start()
+    ahead.end()
+    worker.join(_TIMEOUT)
+    assert not worker.is_alive()
+    with pytest.raises(IntegrityError):
+        image.blobs.read_chunk(corrupt, False, 0, 1)
+    assert image.blobs.read_chunk(good, False, 0, 1) == b"\2"
