@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -32,20 +33,27 @@ APPLICATION: Final = "opt/app"
 """Where in a tree the packages are."""
 
 _EPOCH: Final = 1_700_000_000
-_PLATFORM: Final = ("--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--platform=manylinux_2_17_x86_64",
-                    "--platform=manylinux_2_28_x86_64", "--platform=manylinux2014_x86_64")  # fmt: skip
+_PLATFORM: Final = (
+    "--only-binary=:all:",
+    "--python-version=3.11",
+    "--implementation=cp",
+    "--platform=manylinux_2_17_x86_64",
+    "--platform=manylinux_2_28_x86_64",
+    "--platform=manylinux2014_x86_64",
+)
 
 
-def make_series(base: Path, work: Path) -> list[Path]:
+def make_series(base: Path, work: Path, releases: Sequence[tuple[str, ...]] = RELEASES) -> list[Path]:
     """The trees of all versions below ``work``, made where they are missing.
 
     Args:
         base: the Debian: an unpacked root file system.
         work: a directory that keeps the trees.
+        releases: what is installed in each: ``RELEASES``, or the first of them.
     """
     work.mkdir(parents=True, exist_ok=True)
     trees = []
-    for number, packages in enumerate(RELEASES, 1):
+    for number, packages in enumerate(releases, 1):
         tree = work / f"v{number:02}"
         if not tree.is_dir():
             partial = work / f".v{number:02}.partial"
@@ -59,7 +67,16 @@ def make_series(base: Path, work: Path) -> list[Path]:
 
 
 def _install(packages: tuple[str, ...], target: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--no-deps"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-compile",
+        "--no-deps",
+    ]
     environment = {**os.environ, "PIP_ROOT_USER_ACTION": "ignore"}
     subprocess.run([*pip, *_PLATFORM, "--target", target, *packages], check=True, env=environment)
     for directory, names, files in os.walk(target):
