@@ -5,7 +5,7 @@
 
 Every round runs every contestant once, in turn, each into an empty directory on the same file system; the first round
 is thrown away. What counts is the median, and the ratio to puzzlefs, because the machine's speed drifts. Contestants
-that are not installed are left out and named; one that takes longer than --patience seconds runs in three counted
+that are not installed are left out and named; one that takes longer than --patience seconds runs in two counted
 rounds. What they wrote is emptied at once and removed at the very end: ext4 without a journal looks at every inode
 number that was freed in the last minutes before it gives out another one, and who comes after a removal of thousands of
 files pays for it.
@@ -17,7 +17,8 @@ The rebuilds are of a copy of ROOTFS that was built before: as it is, and after 
 other files each round (with a share of the data read, which the same command reports). ``find -ls`` on the copy is what
 it takes to see that nothing changed.
 
-Memory is the largest resident size of the largest process of a contestant. $PEER_PUZZLEFS is the original's program, if
+Memory is the largest resident size of the largest process of a contestant; what is shown for ``find`` is this program's
+own, below which nothing can be seen. $PEER_PUZZLEFS is the original's program, if
 there is one.
 """
 
@@ -41,7 +42,7 @@ from figures import Figures, load, measured_now, save
 from goals import BUILDING
 from tables import ratio_table, verdict_table
 
-_SLOW_ROUNDS = 3
+_SLOW_ROUNDS = 2
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
@@ -200,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rootfs", type=Path)
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
-    parser.add_argument("--patience", type=float, default=12, help="seconds for a build (default 12)")
+    parser.add_argument("--patience", type=float, default=10, help="seconds for a build (default 10)")
     parser.add_argument("--work", type=Path, help="where images are written (default: the temporary directory)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--add", action="store_true", help="keep the figures that are in --out: one run in parts")

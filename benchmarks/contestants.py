@@ -68,7 +68,7 @@ def contestants() -> list[Contestant]:
     squashfs = (*loop, "-t", "squashfs", "{image}", "{point}")
     everybody = [
         Contestant("puzzlefs", PUZZLEFS, (build,), mount("kernel"), "puzzlefs", True),
-        Contestant("puzzlefs pyfuse3", PUZZLEFS, (build,), mount("pyfuse3"), "puzzlefs", True, most_rounds=2),
+        Contestant("puzzlefs pyfuse3", PUZZLEFS, (build,), mount("pyfuse3"), "puzzlefs", True, most_rounds=1),
         Contestant(
             "puzzlefs, no times", PUZZLEFS, (no_times,), mount("kernel"), "puzzlefs-no-times", True,
             measures=("python",), most_rounds=2,
@@ -83,7 +83,7 @@ def contestants() -> list[Contestant]:
         ),
         Contestant("puzzlefs zstd", PUZZLEFS, ((*build, "-c"),), mount("kernel"), "puzzlefs-zstd", True),
         Contestant("squashfuse_ll zstd", fuse[0], (zstd,), fuse, "sqfs-zstd", True),
-        Contestant("squashfs zstd", "mksquashfs", (zstd,), squashfs, "sqfs-zstd", False, most_rounds=2),
+        Contestant("squashfs zstd", "mksquashfs", (zstd,), squashfs, "sqfs-zstd", False, most_rounds=1),
     ]  # fmt: skip
     if original := os.environ.get("PEER_PUZZLEFS"):
         pack, serve = (original, "build", "{tree}", "{image}:t"), (original, "mount", "{image}:t", "{point}")

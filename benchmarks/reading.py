@@ -17,11 +17,11 @@ server in user space knows anything. *Warm* is the same again at once. Measures:
     file     the largest file, read from its beginning in pieces of 1 MiB
     random   reads of 4 KiB at random places of the largest file (shown as reads a second)
     python   chroot DIR python3 -c 'import ssl, json, asyncio'      (where the tree has it)
-    g++      chroot DIR g++ -c of a small file                      (where the tree has it)
+    g++      chroot DIR g++ -c of a small file, with a tmpfs at /tmp (where the tree has it)
     memory   resident size of the server in MiB after find and tar, once, twice and three times (servers in user space)
 
 A contestant that takes longer than --patience seconds for a measure does it once only, and those that
-no goal refers to take part in two rounds. Memory does not scatter and is measured once.
+no goal refers to take part in one or two rounds. Memory does not scatter and is measured once.
 
 Needs root (it mounts file systems and drops the caches of the whole machine). Contestants that are not installed are
 left out and named. $PEER_PUZZLEFS is the original's program, if there is one.
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rootfs", type=Path)
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
-    parser.add_argument("--patience", type=float, default=12, help="seconds for a measure (default 12)")
+    parser.add_argument("--patience", type=float, default=20, help="seconds for a measure (default 20)")
     parser.add_argument("--only", help="contestants, separated by semicolons")
     parser.add_argument("--measures", default=",".join(MEASURES), help="measures, separated by commas")
     parser.add_argument("--work", type=Path, help="where images are written (default: the temporary directory)")
@@ -124,6 +124,7 @@ def main() -> None:
                 arena.pack(who)
         if "ready" in measures and chosen[0].name == "puzzlefs":
             measure_ready(arena, chosen[0], work, args.rounds, figures)
+        figures.results = {who.name: figures.results.get(who.name, {}) for who in chosen}
         measure_all(arena, chosen, measures, args.rounds, args.patience, figures)
     if args.out and args.add and args.out.exists():
         figures.take_over(load(args.out))
