@@ -27,6 +27,10 @@ class Arena:
         self._work = work
         self._point = work / "mount"
         self._point.mkdir(exist_ok=True)
+        # An installed program has its bytecode; a checkout need not, and would compile itself each time. This is not for
+        # programs that are started in a mount.
+        self._environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        self._environment["PYTHONPYCACHEPREFIX"] = str(work / "bytecode")
 
     def pack(self, contestant: Contestant) -> None:
         """Make the image, if nobody has yet."""
@@ -34,7 +38,7 @@ class Arena:
         if image.exists():
             return
         for words in contestant.pack:
-            run(self._filled(words, image))
+            run(self._filled(words, image), environment=self._environment)
         os.sync()
 
     @contextlib.contextmanager
@@ -52,7 +56,7 @@ class Arena:
         if contestant.stays:
             resident = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         else:
-            run(words)
+            run(words, environment=self._environment)
         while os.stat(self._point).st_dev == outside:
             if time.perf_counter() - start > _PATIENCE_S or (resident is not None and resident.poll() is not None):
                 raise SystemExit(f"{contestant.name} has mounted nothing")

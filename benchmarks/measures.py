@@ -12,7 +12,7 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,9 +86,17 @@ def _read_at(path: Path, offsets: Sequence[int]) -> None:
     os.close(fd)
 
 
-def run(words: Sequence[str], *, text: str | None = None) -> None:
+def run(words: Sequence[str], *, text: str | None = None, environment: Mapping[str, str] | None = None) -> None:
     """Run a command without showing what it says; fail if it fails."""
-    done = subprocess.run(words, input=text, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        words,
+        input=text,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=environment,
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: {done.stderr.strip()[-500:]}")
 
