@@ -27,8 +27,8 @@ class Arena:
         self._work = work
         self._point = work / "mount"
         self._point.mkdir(exist_ok=True)
-        # An installed program has its bytecode; a checkout need not, and would compile itself each time. This is not for
-        # programs that are started in a mount.
+        # An installed program has its bytecode; a checkout need not, and would compile itself each time. What is
+        # started in a mount has its own.
         self._environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         self._environment["PYTHONPYCACHEPREFIX"] = str(work / "bytecode")
 
