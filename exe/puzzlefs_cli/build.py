@@ -70,7 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--cut-at-files",
         type=size,
         metavar="SIZE",
-        help="files of at least so many bytes have chunks of their own, 4K or more; 0: no files (default: 32K)",
+        help="files of at least so many bytes have chunks of their own, 4K or more; 0: no files (default: 48K)",
     )
     storing.add_argument(
         "--compress-metadata",

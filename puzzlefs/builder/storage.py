@@ -23,7 +23,7 @@ COMPRESSED_LEVEL: Final = 5
 COMPRESSED_SIZES: Final = ChunkSizes.around(128 << 10)
 """Their chunks."""
 
-COMPRESSED_CUT_AT_FILES: Final = 32 << 10
+COMPRESSED_CUT_AT_FILES: Final = 48 << 10
 """Bytes from which on their files have chunks of their own."""
 
 SMALLEST_CUT: Final = 4 << 10
