@@ -157,7 +157,7 @@ def test_the_report_has_a_section_for_what_was_measured() -> None:
 
 
 def test_the_same_figures_give_the_same_pictures(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is installed by `make bench` only")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed; `make setup` does it")
     pictures = []
     for name in ("a", "b"):
         save(some_figures(), tmp_path / name / "2026-01-02-reading.json")
