@@ -28,7 +28,7 @@ from puzzlefs.model import (
     Whiteout,
     Xattr,
 )
-from puzzlefs.wire import codec_for
+from puzzlefs.wire import codec_for, encode_compact_rootfs
 
 pytestmark = [
     pytest.mark.interop,
@@ -152,3 +152,11 @@ def test_rootfs_blobs_that_embed() -> None:
         "fsVerityData": VERITY_JSON,
         "manifestVersion": "3",
     }
+
+
+@pytest.mark.parametrize("layer", [SMALL, LARGE], ids=["small", "large"])
+def test_compact_metadata_say_the_same(layer: Sequence[Inode]) -> None:
+    usual = codec_for(3).encode_rootfs(layers=[layer, SMALL], metadata_refs=[], verity=VERITY)
+    compact = encode_compact_rootfs(3, [layer, SMALL], VERITY)
+    assert compact != usual
+    assert convert("v3/metadata.capnp", "Rootfs", compact) == convert("v3/metadata.capnp", "Rootfs", usual)
