@@ -15,7 +15,6 @@ inodes.
 from __future__ import annotations
 
 import os
-import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ _MAX_VECTORS_IN_BLOB: Final = 16
 """Vectors at different offsets of one blob could share their bytes; real ones are alone in theirs."""
 _MAX_METADATA_RATIO: Final = 100
 """How much smaller compressed metadata can be; real ones shrink to a tenth."""
-_METADATA_LEVEL: Final = 12
+_METADATA_LEVEL: Final = 9
 """The zstd level of compressed metadata: beyond it they take much longer and shrink no more."""
 _FREE_LOAD: Final = 512 << 20
 _LOAD_FACTOR: Final = 8
@@ -469,5 +468,5 @@ def _chunk_descriptor(chunk: StoredChunk) -> Descriptor:
 
 
 def _platform() -> dict[str, str]:
-    machine = platform.machine()
+    machine = os.uname().machine
     return {"architecture": _MACHINES.get(machine, machine), "os": "linux"}

@@ -7,6 +7,7 @@ typed (or all are to be listed), and imports what it needs of the library when i
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -51,7 +52,8 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"puzzlefs {__version__}")
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # the name is said again, because argparse would lay out a usage message to find it
+    subparsers = parser.add_subparsers(prog=parser.prog, title="commands", metavar="COMMAND", required=True)
     for verb, module in _VERBS.items():
         if only in (None, verb):
             importlib.import_module(f"puzzlefs_cli.{module}").add_parser(subparsers)
@@ -104,4 +106,6 @@ def describe(error: BaseException) -> str:
 
 def run() -> None:
     """The installed command: ``main``, with its result as the exit status."""
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # nobody needs the garbage that the interpreter would look for now
+    sys.exit(code)

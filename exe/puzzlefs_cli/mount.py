@@ -113,6 +113,14 @@ class _Request:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says."""
+    gc.disable()  # until there is a mount: modules are loaded and an image is opened, and none of it is garbage
+    try:
+        return _run(args)
+    finally:
+        gc.enable()
+
+
+def _run(args: argparse.Namespace) -> int:
     from puzzlefs.mount import ReadinessFifo  # noqa: PLC0415  other verbs should not pay for it
 
     _, image, (mountpoint,) = words(args.words, [], ["MOUNTPOINT"])
@@ -165,11 +173,12 @@ def _in_daemon(request: _Request, fifo: ReadinessFifo | None, report: Callable[[
 
 
 def _announce(fifo: ReadinessFifo | None) -> None:
+    if fifo is not None:
+        fifo.ready()
     # everything that is alive now stays so until the end: the collector need not look at it again
     gc.collect()
     gc.freeze()
-    if fifo is not None:
-        fifo.ready()
+    gc.enable()
 
 
 def _keep_memory_together() -> None:

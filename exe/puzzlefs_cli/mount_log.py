@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from puzzlefs.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    import socket
 
 LEVELS: Final[Mapping[str, int]] = {
     "debug": logging.DEBUG,
@@ -110,6 +112,8 @@ class SyslogHandler(logging.Handler):
                 return
 
     def _connected(self) -> socket.socket:
+        import socket  # noqa: PLC0415  not on the way to a mount where there is no system log
+
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             connection.connect(str(self._path))

@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,6 +220,8 @@ def _fusermount_words(options: MountOptions, fsname: str) -> list[str]:
 
 
 def _fusermount() -> str | None:
+    import shutil  # noqa: PLC0415  as above
+
     return shutil.which("fusermount3") or shutil.which("fusermount")
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +53,9 @@ def _unmount_as_root(point: Path) -> None:
 
 
 def _unmount_as_user(point: Path) -> None:
+    import shutil  # noqa: PLC0415  neither root nor whoever mounts needs these
+    import subprocess  # noqa: PLC0415
+
     program = shutil.which("fusermount3") or shutil.which("fusermount")
     if program is None:
         raise UnsupportedError("fusermount3 is not installed", hint="install the package fuse3, or unmount as root")

@@ -25,6 +25,7 @@ EMPTY_CONFIG = Descriptor(
 """The image-spec's empty descriptor (manifest.md, "Guidance for an Empty Descriptor")."""
 
 _SCHEMA_VERSION = 2
+_ROOTFS_TYPES = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +85,12 @@ class Manifest:
         Raises:
             FormatError: if there is none, or more than one.
         """
-        found = [
-            Descriptor.from_json(value, f"the OCI manifest's layer {number}")
-            for number, value in enumerate(self.layer_objects)
-            if as_object(value, f"the OCI manifest's layer {number}").get("mediaType")
-            in (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
-        ]
+        found: list[Descriptor] = []
+        for number, value in enumerate(self.layer_objects):
+            # every mount waits for this loop, and layers are many: nothing is called, and no text made, for each
+            layer = value if isinstance(value, dict) else as_object(value, f"the OCI manifest's layer {number}")
+            if layer.get("mediaType") in _ROOTFS_TYPES:
+                found.append(Descriptor.from_json(value, f"the OCI manifest's layer {number}"))
         if not found:
             raise FormatError(
                 "the OCI manifest has no PuzzleFS rootfs among its layers", hint="it is another kind of image"
