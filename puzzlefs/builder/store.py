@@ -8,7 +8,6 @@ Thread safe.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,8 +35,9 @@ class Stored:
 class ChunkStore:
     """Stores chunks through one writer.
 
-    Within a build a chunk is known by the sha256 of its raw bytes, so each distinct chunk is compressed and written
-    once (by two workers that meet it at once, twice, to the same result; the writer takes it once).
+    Within a build a blob is known by its digest, so each is measured and written once (by two workers that meet it at
+    once, twice, to the same result; the writer takes it once). A chunk that is compressed is not hashed before: among
+    all chunks of a tree few are there twice, and compressing those again costs less than hashing every chunk twice.
     """
 
     def __init__(self, writer: BlobWriter, *, version: int, storage: Storage) -> None:
@@ -45,7 +45,7 @@ class ChunkStore:
         self._writer = writer
         self._version = version
         self._storage = storage
-        self._known: dict[bytes, StoredChunk] = {}
+        self._known: dict[tuple[Digest, bool], StoredChunk] = {}
 
     def store(self, buffer: bytes | bytearray | memoryview, lengths: Sequence[int]) -> Stored:
         """Store the chunks that ``buffer`` begins with.
@@ -59,24 +59,23 @@ class ChunkStore:
         with memoryview(buffer) as view:
             for length in lengths:
                 with view[start : start + length] as data:
-                    key = hashlib.sha256(data).digest()
-                    chunk = self._known.get(key)
-                    if chunk is None:
-                        chunk = self._known[key] = self._store_new(data, key, verity)
+                    chunk = self._store(data, verity)
                 chunks.append(chunk)
                 start += length
         return Stored(chunks, verity)
 
-    def _store_new(self, data: memoryview, key: bytes, verity: dict[Digest, VerityDigest]) -> StoredChunk:
+    def _store(self, data: memoryview, verity: dict[Digest, VerityDigest]) -> StoredChunk:
         if self._storage.compression:
             smaller = compress_chunk(data, self._version, self._storage.level)
             if len(smaller) < len(data):
-                return self._put(smaller, Digest.of(smaller), verity, compressed=True)
-        return self._put(data, Digest(key), verity, compressed=False)
+                return self._put(smaller, verity, compressed=True)
+        return self._put(data, verity, compressed=False)
 
-    def _put(
-        self, data: bytes | memoryview, digest: Digest, verity: dict[Digest, VerityDigest], *, compressed: bool
-    ) -> StoredChunk:
-        verity[digest] = verity_digest(data)
-        self._writer.put(data, digest)
-        return StoredChunk(digest, len(data), compressed)
+    def _put(self, data: bytes | memoryview, verity: dict[Digest, VerityDigest], *, compressed: bool) -> StoredChunk:
+        digest = Digest.of(data)
+        chunk = self._known.get((digest, compressed))
+        if chunk is None:
+            verity[digest] = verity_digest(data)
+            self._writer.put(data, digest)
+            chunk = self._known[digest, compressed] = StoredChunk(digest, len(data), compressed)
+        return chunk
