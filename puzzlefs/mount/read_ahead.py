@@ -14,6 +14,7 @@ is, silently, whatever goes wrong: who really asks for a chunk is told. Any thre
 
 from __future__ import annotations
 
+import time
 from queue import SimpleQueue
 from typing import Final
 
@@ -23,6 +24,8 @@ from puzzlefs.lru import WeightedLru
 
 _MAX_WAITING: Final = 64
 _MAX_REMEMBERED: Final = 4096
+_SHORT_WHILE: Final = 0.2
+"""Seconds for which the host is trusted to keep what it was told to read."""
 
 
 class ReadAhead:
@@ -31,12 +34,16 @@ class ReadAhead:
     def __init__(self, blobs: VerifiedBlobs) -> None:
         self._blobs = blobs
         self._waiting: SimpleQueue[Digest | None] = SimpleQueue()
-        self._named: WeightedLru[Digest, None] = WeightedLru(_MAX_REMEMBERED)
+        self._named: WeightedLru[Digest, float] = WeightedLru(_MAX_REMEMBERED)
 
     def touch(self, blob: Digest) -> None:
         """Have the host read a chunk, unless it is in memory, or was named a short while ago."""
-        if blob not in self._named and not self._blobs.is_cached(blob) and self._waiting.qsize() < _MAX_WAITING:
-            self._named.put(blob, None, 1)
+        now = time.monotonic()
+        named = self._named.get(blob)
+        if named is not None and now < named + _SHORT_WHILE:
+            return
+        if not self._blobs.is_cached(blob) and self._waiting.qsize() < _MAX_WAITING:
+            self._named.put(blob, now, 1)
             self._waiting.put(blob)
 
     def end(self) -> None:

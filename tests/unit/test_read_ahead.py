@@ -191,3 +191,19 @@ def test_nothing_that_goes_wrong_ends_it(forge: Forge, image: Image, parts: list
     with pytest.raises(IntegrityError):
         image.blobs.read_chunk(corrupt, False, 0, 1)
     assert image.blobs.read_chunk(good, False, 0, 1) == b"\2"
+
+
+def test_what_was_named_a_while_ago_is_named_again(
+    image: Image, parts: list[FileChunk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("puzzlefs.mount.read_ahead.time.monotonic", lambda: now)
+    asked: list[Digest] = []
+    monkeypatch.setattr(image.blobs, "will_need", asked.append)
+    ahead = ReadAhead(image.blobs)
+    blob = parts[0].blob.digest
+    for now in (100.0, 100.01, 101.0):  # the host may have dropped its caches by the third
+        ahead.touch(blob)
+    ahead.end()
+    ahead.work()
+    assert asked == [blob, blob]
