@@ -196,13 +196,13 @@ def test_nothing_that_goes_wrong_ends_it(forge: Forge, image: Image, parts: list
 def test_what_was_named_a_while_ago_is_named_again(
     image: Image, parts: list[FileChunk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = 100.0
-    monkeypatch.setattr("puzzlefs.mount.read_ahead.time.monotonic", lambda: now)
+    times = iter((100.0, 100.01, 101.0))  # the host may have dropped its caches by the third
+    monkeypatch.setattr("puzzlefs.mount.read_ahead.time.monotonic", lambda: next(times))
     asked: list[Digest] = []
     monkeypatch.setattr(image.blobs, "will_need", asked.append)
     ahead = ReadAhead(image.blobs)
     blob = parts[0].blob.digest
-    for now in (100.0, 100.01, 101.0):  # the host may have dropped its caches by the third
+    for _ in range(3):
         ahead.touch(blob)
     ahead.end()
     ahead.work()
