@@ -162,7 +162,11 @@ class Image:
 
 
 def open_image(
-    reference: ImageReference | str, *, digest: VerityDigest | str | None = None, verity: VerityMode = "auto"
+    reference: ImageReference | str,
+    *,
+    digest: VerityDigest | str | None = None,
+    verity: VerityMode = "auto",
+    manifest: Digest | None = None,
 ) -> Image:
     """Open an image for reading.
 
@@ -170,6 +174,7 @@ def open_image(
         reference: the image, ``OCI_DIR:TAG``.
         digest: the fs-verity digest that its manifest must have, as ``build`` printed it; 64 hex digits.
         verity: how what lies below is checked when a digest is given (``puzzlefs.blobs.verified``).
+        manifest: sha256 of the manifest to open, wherever the tag points by now, or if it is gone.
 
     Raises:
         NotFoundError: if the layout, the tag or a blob of metadata is missing.
@@ -189,16 +194,19 @@ def open_image(
         )
     layout = Layout.open(reference.layout)
     try:
-        return _open(reference, layout, anchor, verity if anchor is not None else "user")
+        if manifest is None:
+            manifest = find_manifest(layout, layout.read_index(), reference).digest
+        return _open(reference, layout, manifest, anchor, verity if anchor is not None else "user")
     except BaseException:
         layout.close()
         raise
 
 
-def _open(reference: ImageReference, layout: Layout, anchor: VerityDigest | None, mode: VerityMode) -> Image:
-    descriptor = find_manifest(layout, layout.read_index(), reference)
+def _open(
+    reference: ImageReference, layout: Layout, digest: Digest, anchor: VerityDigest | None, mode: VerityMode
+) -> Image:
     verifier = BlobVerifier(mode)
-    data = _read_manifest(layout, descriptor, verifier, anchor)
+    data = _read_manifest(layout, digest, verifier, anchor)
     metadata = VerifiedBlobs(layout, verifier)
     manifest: Manifest | None = None
     if layout.dialect is Dialect.OCI:
@@ -234,7 +242,7 @@ def _open(reference: ImageReference, layout: Layout, anchor: VerityDigest | None
     return Image(
         reference=reference,
         layout=layout,
-        manifest_digest=descriptor.digest,
+        manifest_digest=digest,
         manifest=manifest,
         rootfs=rootfs,
         metadata_refs=wire.metadata_refs,
@@ -284,13 +292,11 @@ def _parse_anchor(digest: VerityDigest | str | None) -> VerityDigest | None:
         raise InvalidArgumentError(error.message, hint="give the digest that build printed") from error
 
 
-def _read_manifest(
-    layout: Layout, descriptor: Descriptor, verifier: BlobVerifier, anchor: VerityDigest | None
-) -> bytes:
+def _read_manifest(layout: Layout, digest: Digest, verifier: BlobVerifier, anchor: VerityDigest | None) -> bytes:
     """The manifest's bytes: what the index names, and, where an anchor is given, what the anchor names."""
-    subject = f"manifest {layout.blob_path(descriptor.digest)}"
-    with storage_errors("read", layout.blob_path(descriptor.digest)):
-        fd = layout.open_blob(descriptor.digest)
+    subject = f"manifest {layout.blob_path(digest)}"
+    with storage_errors("read", layout.blob_path(digest)):
+        fd = layout.open_blob(digest)
         try:
             data = read_bounded(fd, subject, MAX_MANIFEST_SIZE)
             if anchor is not None:
@@ -298,8 +304,8 @@ def _read_manifest(
         finally:
             os.close(fd)
     actual = Digest.of(data)
-    if actual != descriptor.digest:
-        raise IntegrityError(subject, expected=descriptor.digest.hex(), actual=actual.hex())
+    if actual != digest:
+        raise IntegrityError(subject, expected=digest.hex(), actual=actual.hex())
     return data
 
 
