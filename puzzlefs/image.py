@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, starmap
 from types import TracebackType
@@ -41,7 +41,7 @@ from puzzlefs.oci import (
 )
 from puzzlefs.verity import verity_digest
 from puzzlefs.vfs import ReadPlan, Tree
-from puzzlefs.wire import codec_for, encode_compact_rootfs, rootfs_version
+from puzzlefs.wire import Codec, codec_for, encode_compact_rootfs, encode_on_top, rootfs_version
 
 DEFAULT_VERSION: Final = 3
 """The format version that is written unless another is asked for."""
@@ -75,6 +75,7 @@ class Image:
         manifest_digest: sha256 of its manifest (the OCI manifest; the capnp manifest in versions 1 and 2).
         manifest: the OCI manifest, ``None`` in versions 1 and 2.
         rootfs: the decoded metadata.
+        rootfs_data: the bytes that it was decoded from, not compressed.
         metadata_refs: versions 1 and 2: the blobs that hold the inode vectors, topmost first.
         tree: the file system that it shows.
         blobs: its blobs, verified.
@@ -88,6 +89,7 @@ class Image:
         manifest_digest: Digest,
         manifest: Manifest | None,
         rootfs: Rootfs,
+        rootfs_data: bytes,
         metadata_refs: tuple[BlobRef, ...],
         tree: Tree,
         blobs: VerifiedBlobs,
@@ -98,6 +100,7 @@ class Image:
         self.manifest_digest = manifest_digest
         self.manifest = manifest
         self.rootfs = rootfs
+        self.rootfs_data = rootfs_data
         self.metadata_refs = metadata_refs
         self.tree = tree
         self.blobs = blobs
@@ -245,6 +248,7 @@ def _open(
         manifest_digest=digest,
         manifest=manifest,
         rootfs=rootfs,
+        rootfs_data=data,
         metadata_refs=wire.metadata_refs,
         tree=tree,
         blobs=blobs,
@@ -404,36 +408,93 @@ def commit_image(
         return digest
 
     if version == DEFAULT_VERSION:
-        rootfs_type = media_types.ROOTFS
         if compact:
             rootfs = encode_compact_rootfs(version, layers, verity)
             chunks = list(dict.fromkeys(chunks))
         else:
             rootfs = codec.encode_rootfs(layers=layers, metadata_refs=(), verity=verity)
-        if compress_metadata:
-            smaller = compress_whole(rootfs, _METADATA_LEVEL)
-            if len(smaller) < len(rootfs) <= _MAX_METADATA_RATIO * len(smaller):  # or no reader would take it
-                rootfs_type, rootfs = media_types.ROOTFS_ZSTD, smaller
-        descriptor = Descriptor(
-            rootfs_type,
-            put(rootfs),
-            len(rootfs),
-            {media_types.VERITY_ROOT_HASH: verity_digest(rootfs).hex()},
-        )
+        descriptor = _rootfs_descriptor(rootfs, put, compress=compress_metadata)
         put(EMPTY_CONFIG_DATA)
         manifest = Manifest.of([descriptor, *map(_chunk_descriptor, chunks)]).encode()
     else:
         all_verity = dict(verity)
-        refs: list[BlobRef] = []
-        for layer in layers:
-            vector = codec.encode_inode_vector(layer)
-            digest = put(vector)
-            all_verity[digest] = verity_digest(vector)
-            refs.append(BlobRef(digest, 0, False))
+        refs = [_put_vector(codec, layer, all_verity, put) for layer in layers]
         manifest = codec.encode_rootfs(layers=(), metadata_refs=refs, verity=all_verity)
     top = (writer.put(manifest), len(manifest))
     _commit_tag(layout, tag, version, top, writer)
     return CommittedImage(version, verity_digest(manifest), top, tuple(metadata))
+
+
+def commit_on_top(
+    layout: Layout,
+    tag: str,
+    base: Image,
+    *,
+    inodes: Sequence[Inode],
+    chunks: Sequence[StoredChunk],
+    verity: Mapping[Digest, VerityDigest],
+    writer: BlobWriter,
+) -> CommittedImage:
+    """Store the image that consists of ``base`` and one more metadata layer, and point a tag to it.
+
+    What is in ``base`` is copied without looking into it, and its chunks are not touched.
+
+    Args:
+        layout: where ``base`` is.
+        tag: the tag, which moves if it is there.
+        base: the image below.
+        inodes: the new metadata layer, sorted by number.
+        chunks: the chunks of its stream in its order; they are in ``writer`` already.
+        verity: the fs-verity digests of those.
+        writer: it is committed.
+
+    Raises:
+        StorageError: if the host fails. The tag is then what it was.
+        FormatError: if something does not fit the format.
+        InvalidArgumentError: if ``base`` has as many metadata layers as an image can.
+    """
+    version = base.version
+    codec = codec_for(version)
+    metadata: list[tuple[Digest, int]] = []
+
+    def put(data: bytes) -> Digest:
+        digest = writer.put(data)
+        metadata.append((digest, len(data)))
+        return digest
+
+    if base.manifest is not None:
+        is_compressed = base.manifest.rootfs().media_type == media_types.ROOTFS_ZSTD
+        rootfs = encode_on_top(base.rootfs_data, inodes, verity)
+        descriptor = _rootfs_descriptor(rootfs, put, compress=is_compressed)
+        put(EMPTY_CONFIG_DATA)
+        manifest = Manifest.of([descriptor, *map(_chunk_descriptor, chunks)], base.manifest.chunk_objects()).encode()
+    else:
+        all_verity = {**base.rootfs.verity, **verity}
+        ref = _put_vector(codec, inodes, all_verity, put)
+        manifest = codec.encode_rootfs(layers=(), metadata_refs=(ref, *base.metadata_refs), verity=all_verity)
+    top = (writer.put(manifest), len(manifest))
+    _commit_tag(layout, tag, version, top, writer)
+    return CommittedImage(version, verity_digest(manifest), top, tuple(metadata))
+
+
+def _rootfs_descriptor(rootfs: bytes, put: Callable[[bytes], Digest], *, compress: bool) -> Descriptor:
+    """Store a rootfs blob of version 3, compressed if that is asked for and makes it smaller."""
+    media_type = media_types.ROOTFS
+    if compress:
+        smaller = compress_whole(rootfs, _METADATA_LEVEL)
+        if len(smaller) < len(rootfs) <= _MAX_METADATA_RATIO * len(smaller):  # or no reader would take it
+            media_type, rootfs = media_types.ROOTFS_ZSTD, smaller
+    return Descriptor(media_type, put(rootfs), len(rootfs), {media_types.VERITY_ROOT_HASH: verity_digest(rootfs).hex()})
+
+
+def _put_vector(
+    codec: Codec, layer: Sequence[Inode], verity: dict[Digest, VerityDigest], put: Callable[[bytes], Digest]
+) -> BlobRef:
+    """Store a metadata layer of versions 1 and 2, and note its fs-verity digest."""
+    vector = codec.encode_inode_vector(layer)
+    digest = put(vector)
+    verity[digest] = verity_digest(vector)
+    return BlobRef(digest, 0, False)
 
 
 def commit_again(

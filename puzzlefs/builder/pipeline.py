@@ -12,7 +12,7 @@ the oldest.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from puzzlefs.builder.storage import Storage
 from puzzlefs.builder.store import ChunkStore, Stored
 from puzzlefs.builder.workers import Buffer, Outcome, ThreadWorkers, Workers
 from puzzlefs.digest import Digest, VerityDigest
+from puzzlefs.image import StoredChunk
 
 BUFFER_SIZE: Final = 2 << 20
 """Bytes of a buffer: enough chunks for a wake-up to cost nothing, few enough for a small tree to keep two
@@ -104,6 +105,38 @@ class ChunkPipeline:
         self._batches.append(_Batch(self._workers.submit(buffer, lengths), lengths, 1, buffer))
         self._collect_finished()
 
+    def submit_partly_known(
+        self,
+        buffer: Buffer,
+        lengths: Sequence[int],
+        known: Mapping[int, StoredChunk],
+        verity: Mapping[Digest, VerityDigest],
+    ) -> None:
+        """As ``submit``, but some of the chunks are stored, and adopted by the writer, already.
+
+        Args:
+            buffer: begins with the chunks; what it holds for known ones is not looked at.
+            lengths: of all chunks, the known ones included.
+            known: by their numbers in ``lengths``, those that are stored.
+            verity: their fs-verity digests.
+        """
+        unknown: list[int] = []
+        with memoryview(buffer) as view:
+            start = end = 0
+            for number, length in enumerate(lengths):
+                if number not in known:
+                    if start != end:
+                        view[end : end + length] = view[start : start + length]
+                    unknown.append(length)
+                    end += length
+                start += length
+        if unknown:
+            outcome: Outcome = _Interleaved(self._workers.submit(buffer, unknown), len(lengths), known, verity)
+        else:
+            outcome = _known(Stored([known[number] for number in range(len(lengths))], dict(verity)))
+        self._batches.append(_Batch(outcome, lengths, 1, buffer))
+        self._collect_finished()
+
     def submit_zeros(self, length: int, count: int) -> None:
         """Store ``count`` chunks of ``length`` zeros each; that is work only the first time."""
         if self._zeros is None or self._zeros[0] != length:
@@ -155,6 +188,31 @@ class ChunkPipeline:
         self.bytes_done += sum(batch.lengths) * batch.repeat
         if self._progress is not None:
             self._progress(self.bytes_done)
+
+
+class _Interleaved:
+    """The outcome of chunks some of which were stored before, in the order of the stream."""
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        count: int,
+        known: Mapping[int, StoredChunk],
+        verity: Mapping[Digest, VerityDigest],
+    ) -> None:
+        self._outcome = outcome
+        self._count = count
+        self._known = known
+        self._verity = verity
+
+    def done(self) -> bool:
+        return self._outcome.done()
+
+    def result(self) -> Stored:
+        stored = self._outcome.result()
+        others = iter(stored.chunks)
+        chunks = [self._known[number] if number in self._known else next(others) for number in range(self._count)]
+        return Stored(chunks, {**self._verity, **stored.verity})
 
 
 def _known(stored: Stored) -> Future[Stored]:

@@ -97,18 +97,18 @@ def build(
         raise InvalidArgumentError(f"there is no format version {format_version}", hint="there are 1, 2 and 3")
     if workers is not None and workers < 1:
         raise InvalidArgumentError(f"{workers} workers cannot do anything", hint="ask for at least one")
-    mtime_of = _mtime_rule(timestamps, clamp_ns)
+    mtime_of = mtime_rule(timestamps, clamp_ns)
     stored = storage_of(format_version, compression=compression, options=storage or StorageOptions())
     cutter_of = make_chunker(chunker, stored.sizes)
     report = progress or (lambda _: None)
     stream = FileStream()
     began_ns = clock_ns()
     with SourceTree(Path(rootfs)) as tree:
-        _refuse_overlap(tree, reference.layout, "an OCI directory")
-        _refuse_overlap(tree, reference.layout / "blobs" / "sha256", "an OCI directory")
+        refuse_overlap(tree, reference.layout, "an OCI directory")
+        refuse_overlap(tree, reference.layout / "blobs" / "sha256", "an OCI directory")
         memory: BuildCache | None = None
         if cache is not None:
-            _refuse_overlap(tree, Path(cache), "a cache directory")
+            refuse_overlap(tree, Path(cache), "a cache directory")
             memory = BuildCache(
                 Path(cache),
                 tree,
@@ -192,7 +192,12 @@ def build(
         return reported(image, len(pipeline.verity), new_chunks, reader.bytes_read)
 
 
-def _mtime_rule(timestamps: Timestamps, clamp_ns: int | None) -> Callable[[int], int | None]:
+def mtime_rule(timestamps: Timestamps, clamp_ns: int | None) -> Callable[[int], int | None]:
+    """What to store for a modification time; both in nanoseconds since the epoch.
+
+    Raises:
+        InvalidArgumentError: for other words, and ``clamp`` without a time.
+    """
     match timestamps:
         case "none":
             return lambda _: None
@@ -214,7 +219,7 @@ def _to_int64(mtime_ns: int) -> int:
     return max(-_INT64, min(_INT64 - 1, mtime_ns))
 
 
-def _refuse_overlap(tree: SourceTree, place: Path, what: str) -> None:
+def refuse_overlap(tree: SourceTree, place: Path, what: str) -> None:
     """Refuse a directory inside of the tree: it would grow while it is built, and hold itself the next time.
 
     Compared are devices and inode numbers of the directories above, so links and bind mounts do not hide it.

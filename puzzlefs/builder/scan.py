@@ -27,23 +27,18 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from puzzlefs.builder.chunks import FileStream
+from puzzlefs.builder.describe import PERMISSIONS, content_of, xattrs_of
 from puzzlefs.builder.source import SourceDirectory, SourceTree
-from puzzlefs.errors import SourceError
 from puzzlefs.model import (
     ROOT_INO,
-    BlockDevice,
-    CharDevice,
     Content,
     Directory,
     DirEntry,
-    Fifo,
     Inode,
-    Socket,
     Symlink,
     Xattr,
 )
 
-_PERMISSIONS: Final = 0o7777
 _UNREADABLE_XATTR = {errno.ENODATA, errno.EACCES, errno.EPERM, errno.ENOTSUP}
 _identity = struct.Struct("=5Q")
 _identity_parts = struct.Struct("=Q16x2q")
@@ -171,7 +166,7 @@ class _Scan:
         top = self._tree.top
         status = os.fstat(self._tree.fd)
         self._device = status.st_dev
-        self._add(self._take_number(), status, Directory(()), self._xattrs(self._tree.fd, top, b""), b"")
+        self._add(self._take_number(), status, Directory(()), xattrs_of(self._tree, self._tree.fd, top, b""), b"")
         stack = [_Visit(top, status.st_dev, status.st_ino, 0)]
         while stack:
             stack += reversed(self._visit(stack.pop()))
@@ -220,33 +215,15 @@ class _Scan:
             if first != ino:
                 return first
         identity = identity_of(status) if stat.S_ISREG(status.st_mode) and status.st_size else b""
-        xattrs = () if identity in self._without_xattrs else self._xattrs(base + b"/" + name, directory, name)
+        known_without = identity in self._without_xattrs
+        xattrs = () if known_without else xattrs_of(self._tree, base + b"/" + name, directory, name)
         if identity:
             self._found.files.append(SourceFile(directory, name, identity, status.st_size, bool(xattrs)))
-        content = self._content(fd, directory, name, status)
+        if stat.S_ISREG(status.st_mode):
+            self._has_pyc = self._has_pyc or name.endswith(b".pyc")
+        content = content_of(self._tree, fd, directory, name, status, self._stream.reserve)
         self._add(ino, status, content, xattrs, content.target if isinstance(content, Symlink) else b"")
         return ino
-
-    def _content(self, fd: int, directory: SourceDirectory, name: bytes, status: os.stat_result) -> Content:
-        match stat.S_IFMT(status.st_mode):
-            case stat.S_IFREG:
-                self._has_pyc = self._has_pyc or name.endswith(b".pyc")
-                return self._stream.reserve(status.st_size)
-            case stat.S_IFDIR:
-                return Directory(())
-            case stat.S_IFLNK:
-                return Symlink(os.readlink(name, dir_fd=fd))
-            case stat.S_IFCHR:
-                return CharDevice(os.major(status.st_rdev), os.minor(status.st_rdev))
-            case stat.S_IFBLK:
-                return BlockDevice(os.major(status.st_rdev), os.minor(status.st_rdev))
-            case stat.S_IFIFO:
-                return Fifo()
-            case stat.S_IFSOCK:
-                return Socket()
-            case kind:
-                path = self._tree.shown(directory.path(name))
-                raise SourceError(f"{path} is of a kind that no image can hold (mode {kind:#o})")
 
     def _add(
         self, ino: int, status: os.stat_result, content: Content, xattrs: tuple[Xattr, ...], target: bytes
@@ -258,26 +235,7 @@ class _Scan:
         self._facts += (ino, mode, uid, gid, size, mtime_ns, target)
         if xattrs:
             self._facts.append([(xattr.key, xattr.value) for xattr in xattrs])
-        self._found.inodes.append(Inode(ino, uid, gid, mode & _PERMISSIONS, content, xattrs, mtime_ns))
-
-    def _xattrs(self, where: bytes | int, directory: SourceDirectory, name: bytes) -> tuple[Xattr, ...]:
-        """Every extended attribute that may be read, sorted by key."""
-        follow = isinstance(where, int)
-        try:
-            keys = os.listxattr(where, follow_symlinks=follow)
-        except OSError as error:
-            if error.errno in _UNREADABLE_XATTR:
-                return ()
-            raise self._tree.failure("list the xattrs of", directory, name, error) from error
-        xattrs: list[Xattr] = []
-        for key in keys:
-            try:
-                xattrs.append(Xattr(os.fsencode(key), os.getxattr(where, key, follow_symlinks=follow)))
-            except OSError as error:
-                if error.errno not in _UNREADABLE_XATTR:
-                    raise self._tree.failure(f"read the xattr {key!r} of", directory, name, error) from error
-        xattrs.sort(key=lambda xattr: xattr.key)
-        return tuple(xattrs)
+        self._found.inodes.append(Inode(ino, uid, gid, mode & PERMISSIONS, content, xattrs, mtime_ns))
 
     def _take_number(self) -> int:
         ino = self._next_ino

@@ -61,7 +61,7 @@ class ThreadWorkers:
         """``count`` threads, which run already, for buffers of ``buffer_size`` bytes."""
         self._store = store
         self._buffer_size = buffer_size
-        self._pool = _started_pool(count)
+        self._pool = started_pool(count)
 
     def new_buffer(self) -> Buffer:
         """See ``Workers``."""
@@ -76,8 +76,8 @@ class ThreadWorkers:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _started_pool(workers: int) -> ThreadPoolExecutor:
-    """A pool whose threads run already.
+def started_pool(workers: int) -> ThreadPoolExecutor:
+    """A pool of threads that run already.
 
     A pool starts threads when it is handed work, and one that is starting when Ctrl-C or SIGTERM becomes an exception
     is a thread that nobody waits for: it would go on writing while the build cleans up. So all start here, unharmed.

@@ -43,9 +43,9 @@ class Manifest:
     extra: Mapping[str, JsonValue] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, layers: Sequence[Descriptor]) -> Manifest:
-        """The manifest that ``build`` writes over ``layers``."""
-        return cls(EMPTY_CONFIG, [layer.to_json() for layer in layers])
+    def of(cls, layers: Sequence[Descriptor], more: Sequence[JsonValue] = ()) -> Manifest:
+        """The manifest that ``build`` writes over ``layers``; ``more`` are layers of another manifest, as they are."""
+        return cls(EMPTY_CONFIG, [*(layer.to_json() for layer in layers), *more])
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -78,6 +78,14 @@ class Manifest:
         """
         for number, value in enumerate(self.layer_objects):
             yield Descriptor.from_json(value, f"the OCI manifest's layer {number}")
+
+    def chunk_objects(self) -> list[JsonValue]:
+        """The layers besides the rootfs, still as JSON objects."""
+        return [
+            layer
+            for layer in self.layer_objects
+            if not isinstance(layer, dict) or layer.get("mediaType") not in _ROOTFS_TYPES
+        ]
 
     def rootfs(self) -> Descriptor:
         """The descriptor of the PuzzleFS rootfs blob, found by its media type, not by its position.

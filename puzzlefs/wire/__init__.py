@@ -8,6 +8,16 @@ that are shipped, and tests hold the two against each other.
 from puzzlefs.wire.codec import VERSIONS, Codec, codec_for
 from puzzlefs.wire.compact import encode_compact_rootfs
 from puzzlefs.wire.contents import ChunkList
+from puzzlefs.wire.on_top import encode_on_top
 from puzzlefs.wire.rootfs import WireRootfs, rootfs_version
 
-__all__ = ["VERSIONS", "ChunkList", "Codec", "WireRootfs", "codec_for", "encode_compact_rootfs", "rootfs_version"]
+__all__ = [
+    "VERSIONS",
+    "ChunkList",
+    "Codec",
+    "WireRootfs",
+    "codec_for",
+    "encode_compact_rootfs",
+    "encode_on_top",
+    "rootfs_version",
+]

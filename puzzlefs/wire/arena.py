@@ -21,7 +21,7 @@ from __future__ import annotations
 import mmap
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from puzzlefs.errors import FormatError
 from puzzlefs.wire.pointers import FAR, SHAPE_MASK
@@ -40,19 +40,39 @@ Outline = Iterable[tuple[int, int, int]]
 _word = struct.Struct("<Q")
 
 
+def framed(segments: Sequence[memoryview]) -> bytes:
+    """The message of these segments: stream framing (number of segments, sizes, padding), then the segments."""
+    count = len(segments)
+    header = struct.pack(f"<{count + 1}I", count - 1, *(len(segment) >> 3 for segment in segments))
+    if not count % 2:
+        header += bytes(4)
+    return b"".join((header, *segments))
+
+
 class Arena:
-    """A message under construction. Word 0 of segment 0, the root pointer, is taken from the start."""
+    """A message under construction. Word 0 of segment 0, the root pointer, is taken from the start.
 
-    __slots__ = ("_buffers", "_cursors", "_ends", "_next_words", "_used")
+    An arena may also make the last segments of a message that begins with others: then word 0 of its first one is free
+    for a landing pad, and all numbers of segments that callers see are counted from its first one.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_buffers", "_cursors", "_ends", "_first_number", "_next_words", "_used")
+
+    def __init__(self, *, first_number: int = 0, first_words: int = FIRST_SEGMENT_WORDS) -> None:
+        """An arena.
+
+        Args:
+            first_number: how many other segments stand before its own in the message.
+            first_words: room in its first segment; whatever is not the default gives other bytes than the original's.
+        """
+        self._first_number = first_number
         self._buffers: list[memoryview] = []
         self._used: list[int] = []
         self._ends: list[int] = []
         self._next_words = FIRST_SEGMENT_WORDS
         # Room in a segment only shrinks, so the first segment with room for n words only moves up: no rescans.
         self._cursors: dict[int, int] = {}
-        self._add_segment(FIRST_SEGMENT_WORDS)
+        self._add_segment(first_words)
         self._used[0] = 1
 
     def put(
@@ -90,14 +110,21 @@ class Arena:
         """The bytes of a segment, to be written to where words have been reserved."""
         return self._buffers[number]
 
+    def take(self, segment: int, words: int) -> int:
+        """Take ``words`` zero words at the end of what is used of a segment that has room for them; where they are."""
+        start = self._used[segment]
+        if words > self._ends[segment] - start:
+            raise AssertionError("there is no room for them")
+        self._used[segment] = start + words
+        return start
+
+    def used(self) -> list[memoryview]:
+        """The used words of each segment."""
+        return [buffer[: words << 3] for buffer, words in zip(self._buffers, self._used, strict=True)]
+
     def message(self) -> bytes:
-        """The message: stream framing (number of segments, sizes, padding), then the used words of each segment."""
-        count = len(self._used)
-        header = struct.pack(f"<{count + 1}I", count - 1, *self._used)
-        if not count % 2:
-            header += bytes(4)
-        used = (buffer[: words << 3] for buffer, words in zip(self._buffers, self._used, strict=True))
-        return b"".join((header, *used))
+        """The message, if nothing stands before it."""
+        return framed(self.used())
 
     def _place(self, segment: int, at: int, shape: int, words: int, total: int) -> tuple[int, int, int] | None:
         """Room for a batch of ``total`` words whose first object has ``words``: segment, word, pointer.
@@ -117,7 +144,7 @@ class Arena:
             return None
         self._used[target] = pad + 1 + total
         _word.pack_into(self._buffers[target], pad << 3, shape)
-        return target, pad + 1, FAR | pad << 3 | target << 32
+        return target, pad + 1, FAR | pad << 3 | target + self._first_number << 32
 
     def _place_one(self, segment: int, at: int, shape: int, words: int) -> tuple[int, int, int]:
         place = self._place(segment, at, shape, words, words)

@@ -108,15 +108,23 @@ class RootfsReader:
         except FormatError as error:
             raise FormatError(f"reference to a metadata layer: {error.message}") from error
 
+    def verity_records(self) -> tuple[int, int, int, int, int]:
+        """The list of verity digests, as ``Message.records_at`` returns it.
+
+        Raises:
+            FormatError: it is malformed.
+        """
+        if self._pointer_words < 2:
+            return self._segment, self._pointers, 0, 0, 0
+        return self.message.records_at(self._segment, self._pointers + 1, "verity digests")
+
     def verity(self) -> VerityTable:
         """The verity digests.
 
         Raises:
             FormatError: their list is malformed.
         """
-        if self._pointer_words < 2:
-            return VerityTable(self.message, (self._segment, self._pointers, 0, 0, 0))
-        return VerityTable(self.message, self.message.records_at(self._segment, self._pointers + 1, "verity digests"))
+        return VerityTable(self.message, self.verity_records())
 
 
 def inode_table(message: Message, segment: int, at: int, *, file_struct: bool) -> WireInodeTable:
