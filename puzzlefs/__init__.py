@@ -43,6 +43,7 @@ from puzzlefs.errors import (
 
 if TYPE_CHECKING:
     from puzzlefs.builder import BuildReport, StorageOptions, build
+    from puzzlefs.delta import build_from_tree, build_from_upper
     from puzzlefs.digest import Digest, VerityDigest
     from puzzlefs.enable_verity import EnableReport, enable_fs_verity
     from puzzlefs.extract import ExtractReport, extract
@@ -60,6 +61,8 @@ _HOMES = {
     "StorageOptions": "builder",
     "VerityDigest": "digest",
     "build": "builder",
+    "build_from_tree": "delta",
+    "build_from_upper": "delta",
     "enable_fs_verity": "enable_verity",
     "extract": "extract",
     "mount": "mount",
@@ -108,6 +111,8 @@ __all__ = [
     "VerityUnavailableError",
     "__version__",
     "build",
+    "build_from_tree",
+    "build_from_upper",
     "enable_fs_verity",
     "extract",
     "mount",

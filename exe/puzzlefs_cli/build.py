@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, size, words
+from puzzlefs_cli.build_report import print_report, remark
 from puzzlefs_cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from puzzlefs.builder import BuildReport
+    from collections.abc import Callable
+
+    from puzzlefs.builder import BuildReport, Progress, StorageOptions
+    from puzzlefs.oci import ImageReference
 
 _EPILOG = """\
 The same tree always gives the same image and the same digest, from any path and on any machine (with -c: with
@@ -25,13 +27,20 @@ the same version of the zstd library). What the OCI
 directory holds already is not stored again, and files that did not change since the last build are not read again. The
 digest that is printed is what `mount --digest` takes.
 
+With --base-layer the image is a metadata layer on top of another one in the same OCI directory, and holds only what
+differs. With --upper instead of a ROOTFS, what differs is read from the upper directory of an overlayfs on that image,
+and nothing else is looked at.
+
 examples:
   puzzlefs build rootfs images:debian
+  puzzlefs build --base-layer debian rootfs-new images:debian-2
+  puzzlefs build --base-layer debian --upper /srv/overlay/upper images:debian-changed
   puzzlefs build --compression --timestamps keep rootfs images debian
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) puzzlefs build --timestamps clamp rootfs images:app
 """
 
 _NS = 10**9
+_DEFAULT_VERSION = 3
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,9 +51,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Make an image from a directory, and print the image's digest.",
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
-        usage="puzzlefs build [OPTION...] ROOTFS IMAGE",
+        usage="puzzlefs build [OPTION...] ROOTFS IMAGE\n       puzzlefs build --base-layer TAG --upper UPPERDIR IMAGE",
     )
     parser.add_argument("words", nargs="+", metavar="ROOTFS IMAGE", help=f"the directory to build from; {IMAGE_HELP}")
+    parser.add_argument(
+        "--base-layer",
+        metavar="TAG",
+        help="build on top of the image with this tag in the same OCI directory: --base-layer debian",
+    )
+    parser.add_argument(
+        "--upper",
+        metavar="UPPERDIR",
+        help="with --base-layer, instead of ROOTFS: the upper directory of an overlayfs whose lower one is that image",
+    )
     parser.add_argument(
         "-c", "--compression", action="store_true", help="compress chunks with zstd where that makes them smaller"
     )
@@ -81,8 +100,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--format-version",
         type=int,
         choices=(1, 2, 3),
-        default=3,
-        help="the format to write; 3, the default, is a valid OCI image, 1 and 2 are for older readers",
+        help="the format to write; 3, the default, is a valid OCI image, 1 and 2 are for older readers; a layer has that "
+        "of the image below",
     )
     parser.add_argument(
         "--chunker",
@@ -93,9 +112,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--timestamps",
         choices=("none", "keep", "clamp"),
-        default="none",
         help="modification times: none (the default: everything shows 1970), keep, or clamp (keep, but none later "
-        "than the SOURCE_DATE_EPOCH of the environment, in seconds)",
+        "than the SOURCE_DATE_EPOCH of the environment, in seconds); a layer does by default what the image below does",
     )
     parser.add_argument(
         "--cross-mounts",
@@ -127,49 +145,120 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
-    (rootfs,), reference, _ = words(args.words, ("ROOTFS",), ())
+    names = () if args.upper else ("ROOTFS",)
+    before, reference, _ = words(args.words, names, ())
+    if args.upper and not args.base_layer:
+        raise InvalidArgumentError(
+            "--upper needs to know the image below", hint="name its tag: --base-layer TAG --upper UPPERDIR IMAGE"
+        )
+    if args.upper and args.cross_mounts:
+        raise InvalidArgumentError(
+            "--cross-mounts makes no sense with --upper: nothing is mounted in an upper directory"
+        )
     clamp_ns = _source_date_epoch() if args.timestamps == "clamp" else None
-    if args.no_cache and args.verify_cache:
-        raise InvalidArgumentError("--verify-cache needs the cache that --no-cache leaves out", hint="name one of them")
+    if args.verify_cache and (args.no_cache or args.base_layer):
+        other = "--no-cache" if args.no_cache else "--base-layer"
+        raise InvalidArgumentError(f"--verify-cache needs the cache that {other} leaves out", hint="name one of them")
     if args.debug:
         import logging  # noqa: PLC0415
 
         logging.basicConfig(level=logging.DEBUG, format="puzzlefs: %(message)s")
 
-    from puzzlefs.builder import StorageOptions, build  # noqa: PLC0415  imported when it is needed: starting must be quick
+    from puzzlefs.builder import StorageOptions  # noqa: PLC0415  imported when it is needed: starting must be quick
 
     # All objects that are made die with the process: looking for garbage among them finds nothing.
     gc.disable()
     # A build that is told to end removes what it did not finish, as it does on Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
+    storage = StorageOptions(
+        level=args.compression_level,
+        chunk_size=args.chunk_size,
+        cut_at_files=args.cut_at_files,
+        compress_metadata=args.compress_metadata,
+    )
     with progress_bar(not args.quiet) as progress:
-        report = build(
-            rootfs,
-            reference,
-            format_version=args.format_version,
-            compression=args.compression,
-            storage=StorageOptions(
-                level=args.compression_level,
-                chunk_size=args.chunk_size,
-                cut_at_files=args.cut_at_files,
-                compress_metadata=args.compress_metadata,
-            ),
+        if args.base_layer:
+            report = _build_layer(args, before, reference, storage, clamp_ns, progress)
+        else:
+            report = _build(args, before[0], reference, storage, clamp_ns, progress)
+    if not args.quiet:
+        remark(report, timestamps=args.timestamps)
+    print_report(report, as_json=args.json)
+    return 0
+
+
+def _build(
+    args: argparse.Namespace,
+    rootfs: str,
+    reference: ImageReference,
+    storage: StorageOptions,
+    clamp_ns: int | None,
+    progress: Callable[[Progress], None] | None,
+) -> BuildReport:
+    from puzzlefs.builder import build  # noqa: PLC0415
+
+    return build(
+        rootfs,
+        reference,
+        format_version=args.format_version or _DEFAULT_VERSION,
+        compression=args.compression,
+        storage=storage,
+        chunker=args.chunker,
+        timestamps=args.timestamps or "none",
+        clamp_ns=clamp_ns,
+        cross_mounts=args.cross_mounts,
+        check_existing=args.check_existing,
+        cache=None if args.no_cache else args.cache or _default_cache(rootfs),
+        verify_cache=args.verify_cache,
+        progress=progress,
+    )
+
+
+def _build_layer(
+    args: argparse.Namespace,
+    rootfs: list[str],
+    reference: ImageReference,
+    storage: StorageOptions,
+    clamp_ns: int | None,
+    progress: Callable[[Progress], None] | None,
+) -> BuildReport:
+    from puzzlefs.delta import build_from_tree, build_from_upper  # noqa: PLC0415
+    from puzzlefs.image import open_image  # noqa: PLC0415
+    from puzzlefs.oci import make_reference  # noqa: PLC0415
+
+    with open_image(make_reference(reference.layout, args.base_layer)) as base:
+        if args.format_version not in (None, base.version):
+            raise InvalidArgumentError(
+                f"{base.reference} is of format version {base.version}, and so are layers on top of it",
+                hint="leave out --format-version, or convert the image first: puzzlefs convert",
+            )
+        compression = True if args.compression else None
+        if args.upper:
+            return build_from_upper(
+                args.upper,
+                base,
+                reference.tag,
+                compression=compression,
+                storage=storage,
+                chunker=args.chunker,
+                timestamps=args.timestamps,
+                clamp_ns=clamp_ns,
+                check_existing=args.check_existing,
+                progress=progress,
+            )
+        return build_from_tree(
+            rootfs[0],
+            base,
+            reference.tag,
+            compression=compression,
+            storage=storage,
             chunker=args.chunker,
             timestamps=args.timestamps,
             clamp_ns=clamp_ns,
             cross_mounts=args.cross_mounts,
             check_existing=args.check_existing,
-            cache=None if args.no_cache else args.cache or _default_cache(rootfs),
-            verify_cache=args.verify_cache,
             progress=progress,
         )
-    if not args.quiet:
-        _remark(report, timestamps=args.timestamps)
-    if args.json:
-        print(json.dumps(_as_json(report)))
-    else:
-        print(f"puzzlefs image manifest digest: {report.digest}")
-    return 0
 
 
 def _default_cache(rootfs: str) -> Path | None:
@@ -196,37 +285,6 @@ def _source_date_epoch() -> int:
             f"SOURCE_DATE_EPOCH is {text!r}", hint="it must be a whole number of seconds since 1970"
         )
     return int(text) * _NS
-
-
-def _remark(report: BuildReport, *, timestamps: str) -> None:
-    from puzzlefs.builder.source import printable  # noqa: PLC0415
-
-    for path in report.mount_points:
-        print(
-            f"puzzlefs: /{printable(path)} is a mount point and becomes an empty directory; "
-            "--cross-mounts includes what is mounted there",
-            file=sys.stderr,
-        )
-    if report.has_pyc and timestamps == "none":
-        print(
-            "puzzlefs: the tree holds compiled Python modules, which load about three times slower without "
-            "modification times; --timestamps keep stores them",
-            file=sys.stderr,
-        )
-
-
-def _as_json(report: BuildReport) -> dict[str, object]:
-    return {
-        "digest": str(report.digest),
-        "inodes": report.inodes,
-        "bytes": report.content_size,
-        "bytes_read": report.bytes_read,
-        "chunks": report.chunks,
-        "new_chunks": report.new_chunks,
-        "stored_bytes": report.stored_bytes,
-        "seconds": round(report.seconds, 3),
-        "mount_points": ["/" + os.fsdecode(path) for path in report.mount_points],
-    }
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

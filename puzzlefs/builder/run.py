@@ -36,8 +36,8 @@ than a bound."""
 
 VERSIONS: Final = (1, 2, 3)
 
-_MAX_WORKERS: Final = 8
-_WORTH_PROCESSES: Final = 64 << 20
+MAX_WORKERS: Final = 8
+WORTH_PROCESSES: Final = 64 << 20
 """Bytes to read from which on workers are processes."""
 _INT64: Final = 1 << 63
 
@@ -157,8 +157,8 @@ def build(
                 writer,
                 version=format_version,
                 storage=stored,
-                workers=workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS),
-                processes=reuse is None and total >= _WORTH_PROCESSES and can_fork(),
+                workers=workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS),
+                processes=reuse is None and total >= WORTH_PROCESSES and can_fork(),
                 progress=lambda done: report(Progress("chunks", inodes, done, total)),
             ) as pipeline:
                 cutter = StreamCutter(cutter_of, pipeline)
