@@ -100,8 +100,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--format-version",
         type=int,
         choices=(1, 2, 3),
-        help="the format to write; 3, the default, is a valid OCI image, 1 and 2 are for older readers; a layer has that "
-        "of the image below",
+        help="the format to write; 3, the default, is a valid OCI image, 1 and 2 are for older readers; a layer has "
+        "that of the image below",
     )
     parser.add_argument(
         "--chunker",

@@ -25,6 +25,8 @@ _VERBS: Final = {
     "mount": "mount",
     "umount": "umount",
     "extract": "extract",
+    "canonicalize": "canonicalize",
+    "convert": "convert",
     "enable-fs-verity": "enable_verity",
 }
 """The verbs in the order of the help, and the modules that run them."""

@@ -120,6 +120,14 @@ class InodeTable(Protocol):
         """The entries of an ordinary directory, likewise."""
         ...
 
+    def names(self, ino: int) -> tuple[list[bytes], list[int]] | None:
+        """``listing`` without the kinds, so that other layers may have the inodes."""
+        ...
+
+    def live_kinds(self, numbers: list[int]) -> list[Kind] | None:
+        """The kinds of inodes; ``None`` if one of them is not here, a white-out, or not ordinary."""
+        ...
+
     def may_have_xattrs(self) -> bool:
         """Whether any inode has xattrs; may be wrong in saying that one has."""
         ...
@@ -185,6 +193,12 @@ class MetadataLayer:
         return 0, list(inos)
 
     def listing(self, ino: int) -> Listing | None:
+        return None
+
+    def names(self, ino: int) -> tuple[list[bytes], list[int]] | None:
+        return None
+
+    def live_kinds(self, numbers: list[int]) -> list[Kind] | None:
         return None
 
     def may_have_xattrs(self) -> bool:

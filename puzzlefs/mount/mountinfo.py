@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,8 @@ class Mount:
         point: where it is.
         fs_type: file system type with the subtype, for example ``fuse.puzzlefs``.
         source: what ``mount`` shows as the source.
+        parent_id: the mount that it is mounted in.
+        super_options: options of the file system, as the kernel lists them.
     """
 
     mount_id: int
@@ -33,6 +36,16 @@ class Mount:
     point: Path
     fs_type: str
     source: str
+    parent_id: int = field(default=0, compare=False)
+    super_options: bytes = field(default=b"", compare=False)
+
+    def super_option(self, name: bytes) -> bytes | None:
+        """The value of an option ``name=value`` of the file system, ``None`` if there is no such option."""
+        for word in self.super_options.split(b","):  # commas in values are octal escapes
+            key, separator, value = word.partition(b"=")
+            if separator and key == name:
+                return _unescape(value)
+        return None
 
 
 def parse_mountinfo(data: bytes) -> list[Mount]:
@@ -40,10 +53,20 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
     return [mount for line in data.splitlines() if (mount := _parse_line(line)) is not None]
 
 
+def all_mounts() -> list[Mount]:
+    """The mounts of this process's namespace that it can reach, as ``parse_mountinfo`` orders them."""
+    return parse_mountinfo(_MOUNTINFO.read_bytes())
+
+
 def mounted_at(point: Path) -> Mount | None:
     """The mount that is on top at ``point`` (an absolute path without links), ``None`` if it is no mount point."""
+    return on_top(all_mounts(), point)
+
+
+def on_top(mounts: Iterable[Mount], point: Path) -> Mount | None:
+    """Of ``mounts`` the one that is on top at ``point``, ``None`` if none of them is there."""
     found = None
-    for mount in parse_mountinfo(_MOUNTINFO.read_bytes()):
+    for mount in mounts:
         if mount.point == point:
             found = mount
     return found
@@ -61,6 +84,8 @@ def _parse_line(line: bytes) -> Mount | None:
         point=Path(os.fsdecode(_unescape(fields[4]))),
         fs_type=os.fsdecode(rest[0]),
         source=os.fsdecode(_unescape(rest[1])),
+        parent_id=int(fields[1]),
+        super_options=rest[2] if len(rest) > 2 else b"",
     )
 
 

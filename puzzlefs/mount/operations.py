@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from puzzlefs.errors import BlobNotFoundError, FormatError, NotFoundError, PuzzlefsError
@@ -40,8 +40,10 @@ class Operations:
         image: the image, for engines that want to guess what will be asked for.
     """
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, hides_xattr: Callable[[bytes], bool] | None = None) -> None:
+        """Requests over ``image``; extended attributes whose names ``hides_xattr`` says yes to are not shown at all."""
         self._tree = image.tree
+        self._hides_xattr = hides_xattr
         self.image = image
         self._blobs = image.blobs
         self._names = NameCache(image.tree)
@@ -202,7 +204,7 @@ class Operations:
             value = self._tree.xattrs(ino).get(name)
         except Exception as error:
             raise self._failed("getxattr of", ino, error) from error
-        if value is None:
+        if value is None or (self._hides_xattr is not None and self._hides_xattr(name)):
             raise RequestError(errno.ENODATA)
         return value
 
@@ -216,6 +218,8 @@ class Operations:
             names = list(self._tree.xattrs(ino))
         except Exception as error:
             raise self._failed("listxattr of", ino, error) from error
+        if self._hides_xattr is not None:
+            names = [name for name in names if not self._hides_xattr(name)]
         return names if privileged else [name for name in names if not name.startswith(_PRIVILEGED_XATTRS)]
 
     # ---- the file system

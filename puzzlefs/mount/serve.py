@@ -32,6 +32,7 @@ def mount(
     *,
     on_ready: Callable[[], None] | None = None,
     engine: EngineName = "auto",
+    hides_xattr: Callable[[bytes], bool] | None = None,
 ) -> None:
     """Mount ``image`` at ``mountpoint`` and serve it until it is unmounted.
 
@@ -46,6 +47,8 @@ def mount(
         on_ready: called once, when the mount point has answered. It should not block; if it raises, the image is
             unmounted and the exception comes out of ``mount``.
         engine: who speaks to the kernel.
+        hides_xattr: whether an extended attribute of this name is left out, for whoever lies on top of the mount and
+            could not copy it, or would take it for its own.
 
     Raises:
         NotFoundError: if the mount point does not exist.
@@ -66,7 +69,7 @@ def mount(
         fsname = f"{reference.layout.absolute()}:{reference.tag}"
         log.info("Mounting %s", point)
         log.debug("%s with %s, %s", fsname, type(server).__name__, options)
-        server.serve(Mounting(Operations(image), point, options, fsname, on_ready or _nothing))
+        server.serve(Mounting(Operations(image, hides_xattr), point, options, fsname, on_ready or _nothing))
         log.info("Unmounted %s", point)
 
 

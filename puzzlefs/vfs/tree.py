@@ -67,8 +67,9 @@ class Tree:
             layers: the metadata layers.
             max_entries: no honest image of this size has more directory entries than that.
         """
-        self._stack = LayerStack(layers)
-        self._only = self._stack.layers[0] if len(self._stack.layers) == 1 else None
+        self._stack = stack = LayerStack(layers)
+        self._top = stack.layers[0] if stack.layers else None
+        self._owner = stack.owner if len(stack.layers) != 1 else _always(stack.layers[0])
         self._max_entries = max_entries
         self._entries: WeightedLru[int, tuple[Entry, ...]] = WeightedLru(_ENTRY_CACHE)
         self._maps: WeightedLru[int, FileMap] = WeightedLru(_MAP_CACHE)
@@ -87,27 +88,20 @@ class Tree:
             NotFoundError: if there is none, or it is whited out.
             FormatError: if it is malformed.
         """
-        for layer in self._stack.mentioning(ino):
-            inode = layer.find(ino)
-            if inode is not None:
-                if isinstance(inode.content, Whiteout):
-                    break
-                return inode
-        raise NotFoundError(f"the image has no inode {ino}")
+        inode = self._owner(ino).find(ino)
+        if inode is None or isinstance(inode.content, Whiteout):
+            raise NotFoundError(f"the image has no inode {ino}")
+        return inode
 
     def kind(self, ino: int) -> Kind | None:
         """The kind of an inode without decoding it: ``WHITEOUT`` if it is whited out, ``None`` if no layer has it.
 
         ``UNKNOWN`` is one that we do not know, which must not make its neighbours unreadable.
         """
-        for layer in self._stack.mentioning(ino):
-            try:
-                kind = layer.kind(ino)
-            except FormatError:
-                return Kind.UNKNOWN
-            if kind is not None:
-                return kind
-        return None
+        try:
+            return self._owner(ino).kind(ino)
+        except FormatError:
+            return Kind.UNKNOWN
 
     def attributes(self, ino: int) -> Attributes:
         """What ``stat`` shows.
@@ -118,7 +112,7 @@ class Tree:
             NotFoundError: as ``inode``.
             FormatError: as ``inode``; also for sizes and device numbers that cannot be.
         """
-        if self._only is not None and (glance := self._only.glance(ino)) is not None:
+        if (glance := self._owner(ino).glance(ino)) is not None:
             if glance.kind == Kind.DIRECTORY:
                 return attributes_at_a_glance(ino, glance, 2 + self._count_subdirectories(ino))
             return attributes_at_a_glance(ino, glance, (self._links or self.links()).shared.get(ino, 1))
@@ -139,7 +133,7 @@ class Tree:
             FormatError: as ``inode``; also for names that cannot be.
         """
         result: dict[bytes, bytes] = {}
-        if self._only is not None and self._only.glance(ino) is not None:
+        if self._owner(ino).glance(ino) is not None:
             return result  # the ordinary inode has none
         for xattr in self.inode(ino).xattrs:
             if not xattr.key or b"\0" in xattr.key or len(xattr.key) > MAX_NAME_LENGTH:
@@ -260,7 +254,7 @@ class Tree:
         """Where the parts of a file begin; as ``plan``."""
         cached = self._maps.get(ino)
         if cached is None:
-            chunks = None if self._only is None else self._only.chunks(ino)
+            chunks = self._owner(ino).chunks(ino)
             content = self.inode(ino).content if chunks is None else RegularFile.of(chunks)
             if not isinstance(content, RegularFile):
                 raise InvalidArgumentError(f"inode {ino} is not a regular file")
@@ -270,8 +264,18 @@ class Tree:
 
     def files_in(self, blob: Digest, first: int, stop: int) -> tuple[list[Resident], int]:
         """Which files begin in a chunk, from number ``first`` on; see ``InodeTable.files_in``. A guess: not all may be
-        found."""
-        return ([], stop) if self._only is None else self._only.files_in(blob, first, stop)
+        found.
+
+        A chunk is a part of the stream of one metadata layer, so only that layer is searched which says what inode
+        ``first - 1`` is, and files that a layer above it changed are left out.
+        """
+        table = self._owner(first - 1)
+        found, after = table.files_in(blob, first, stop)
+        if len(self._stack.layers) > 1:
+            found = [resident for resident in found if self._owner(resident.ino) is table]
+            while after < stop and self._owner(after) is not table:
+                after += 1
+        return found, after
 
     # ---- the whole
 
@@ -282,8 +286,11 @@ class Tree:
         """
         if self._totals is None:
             links = self.links()
-            size, others = (0, links.visible) if self._only is None else self._only.total_size(links.visible)
-            self._totals = Totals(len(links.visible), size + sum(self._size(ino) for ino in others))
+            size = 0
+            for table, inos in self._by_owner(links.visible):
+                known, others = table.total_size(inos)
+                size += known + sum(self._size(ino) for ino in others)
+            self._totals = Totals(len(links.visible), size)
         return self._totals
 
     def links(self) -> Links:
@@ -309,40 +316,53 @@ class Tree:
         return content.size if isinstance(content, RegularFile) else 0
 
     def _merge(self, ino: int) -> tuple[Entry, ...]:
-        if self._only is not None and (listing := self._only.listing(ino)) is not None:
-            rows = zip(*listing, strict=True)
-            names = listing.names
-            return tuple(map(_entry, rows if names == sorted(names) else sorted(rows)))
+        table = self._owner(ino)
+        if (found := table.names(ino)) is not None:
+            names, numbers = found
+            # what the topmost layer says is so; what another one says, those above it may have changed
+            kinds = (table.live_kinds(numbers) if table is self._top else None) or self._stack.kinds(numbers)
+            rows = zip(names, numbers, kinds, strict=True)
+            entries = tuple(map(_entry, rows if names == sorted(names) else sorted(rows)))
+            if Kind.WHITEOUT in kinds:
+                return tuple([entry for entry in entries if entry.kind is not Kind.WHITEOUT])
+            return entries
+        inode = table.find(ino)
+        if inode is None or isinstance(inode.content, Whiteout):
+            raise NotFoundError(f"the image has no inode {ino}")
+        if not isinstance(inode.content, Directory):
+            raise InvalidArgumentError(f"inode {ino} is not a directory")
         merged: dict[bytes, Entry] = {}
-        found = False
-        for layer in self._stack.mentioning(ino):
+        self._add_entries(ino, inode.content, merged)
+        if inode.content.look_below:
+            self._add_from_below(ino, table, merged)
+        live = (entry for entry in merged.values() if entry.kind is not Kind.WHITEOUT)
+        return tuple(sorted(live, key=_name))
+
+    def _add_from_below(self, ino: int, table: InodeTable, merged: dict[bytes, Entry]) -> None:
+        """Add what the layers below ``table`` have in a directory, up to one in which its list is complete."""
+        layers = iter(self._stack.mentioning(ino))
+        for layer in layers:
+            if layer is table:
+                break
+        for layer in layers:
             inode = layer.find(ino)
             if inode is None:
                 continue
             if not isinstance(inode.content, Directory):
-                if found:
-                    break  # below, the number was something else
-                if isinstance(inode.content, Whiteout):
-                    raise NotFoundError(f"the image has no inode {ino}")
-                raise InvalidArgumentError(f"inode {ino} is not a directory")
-            found = True
+                break  # below, the number was something else
             self._add_entries(ino, inode.content, merged)
             if not inode.content.look_below:
                 break
-        if not found:
-            raise NotFoundError(f"the image has no inode {ino}")
-        live = (entry for entry in merged.values() if entry.kind is not Kind.WHITEOUT)
-        return tuple(sorted(live, key=_name))
 
     def _add_entries(self, ino: int, directory: Directory, merged: dict[bytes, Entry]) -> None:
         """Add one layer's entries under the names that the layers above have not taken."""
         here: dict[bytes, Entry] = {}
-        for wire_entry in directory.entries:
+        kinds = self._stack.kinds([wire_entry.ino for wire_entry in directory.entries])
+        for wire_entry, kind in zip(directory.entries, kinds, strict=True):
             name = wire_entry.name
             if not 0 < len(name) <= MAX_NAME_LENGTH or name in (b".", b"..") or b"/" in name or b"\0" in name:
                 raise FormatError(f"directory {ino}: {name[:80]!r} cannot be a name")
-            kind = self.kind(wire_entry.ino)
-            entry = Entry(name, wire_entry.ino, Kind.UNKNOWN if kind is None else kind)
+            entry = Entry(name, wire_entry.ino, kind)
             other = here.get(name)
             if other is None or other.kind is Kind.WHITEOUT:
                 here[name] = entry
@@ -353,19 +373,26 @@ class Tree:
 
     def _numbers(self, ino: int) -> Sequence[int]:
         """The inode numbers in a directory's entries; names are read only where layers merge."""
-        for layer in self._stack.mentioning(ino):
-            found = layer.entry_numbers(ino)
-            if found is not None:
-                numbers, look_below = found
-                return [entry.ino for entry in self._merge(ino)] if look_below else numbers
-            if layer.kind(ino) is not None:
-                break
-        raise FormatError(f"inode {ino} should be a directory and is not")
+        found = self._owner(ino).entry_numbers(ino)
+        if found is None:
+            raise FormatError(f"inode {ino} should be a directory and is not")
+        numbers, look_below = found
+        return [entry.ino for entry in self.entries(ino)] if look_below else numbers
+
+    def _by_owner(self, inos: Sequence[int]) -> Iterable[tuple[InodeTable, Sequence[int]]]:
+        """Inodes divided by the layers that say what they are."""
+        if len(self._stack.layers) == 1:
+            return ((self._stack.layers[0], inos),)
+        divided: dict[int, tuple[InodeTable, list[int]]] = {}
+        for ino in inos:
+            table = self._owner(ino)
+            divided.setdefault(id(table), (table, []))[1].append(ino)
+        return divided.values()
 
     def _count_subdirectories(self, ino: int) -> int:
         numbers = self._numbers(ino)
         if self._links is None:  # the root is looked at before anything has to be counted
-            return sum(1 for number in numbers if self.kind(number) is Kind.DIRECTORY)
+            return self._stack.kinds(list(numbers)).count(Kind.DIRECTORY)
         directories = self._links.directories
         return sum(1 for number in numbers if number in directories)
 
@@ -392,6 +419,10 @@ class Tree:
 
 _entry: Callable[[Iterable[object]], Entry] = partial(tuple.__new__, Entry)
 """An ``Entry`` of three values; three times as quick as calling the class."""
+
+
+def _always(table: InodeTable) -> Callable[[int], InodeTable]:
+    return lambda _: table
 
 
 def _name(entry: Entry) -> bytes:

@@ -107,6 +107,19 @@ class QuickLook:
 
     def listing(self, ino: int) -> Listing | None:
         """The names in a directory, their numbers and their kinds."""
+        found = self.names(ino)
+        kinds = None if found is None else self.live_kinds(found[1])
+        return None if found is None or kinds is None else Listing(*found, kinds)
+
+    def live_kinds(self, numbers: list[int]) -> list[Kind] | None:
+        """The kinds of inodes, if all of them exist and are no white-outs."""
+        try:
+            return self._kinds(numbers)
+        except LookupError:
+            return None
+
+    def names(self, ino: int) -> tuple[list[bytes], list[int]] | None:
+        """The names in a directory, each of them once, and their numbers."""
         words = self._words
         try:
             at = self._locate(ino)
@@ -122,7 +135,7 @@ class QuickLook:
             start, count, data_words, stride, end = self._records(start + data_words, end, _MAX_ENTRIES)
             numbers = words[start : start + count * stride : stride].tolist() if count else []
             names = self._names(range(start + data_words, start + data_words + count * stride, stride), end)
-            return Listing(names, numbers, self._kinds(numbers)) if _are_names(names) else None
+            return (names, numbers) if _are_names(names) else None
         except LookupError:
             return None
 

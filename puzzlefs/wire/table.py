@@ -141,16 +141,14 @@ class WireInodeTable:
 
     def listing(self, ino: int) -> Listing | None:
         found = self._quick.listing(ino)
-        if found is None:
-            return None
-        index = self._index(ino)
-        if not self._visited[index] & _WHOLE:
-            words = sum([len(name) + 15 >> 3 for name in found.names])
-            if words > self._message.ledger.left:
-                return None  # find says why
-            self._visited[index] |= _WHOLE
-            self._message.ledger.left -= words
-        return found
+        return found if found is not None and self._is_paid(ino, found.names) else None
+
+    def names(self, ino: int) -> tuple[list[bytes], list[int]] | None:
+        found = self._quick.names(ino)
+        return found if found is not None and self._is_paid(ino, found[0]) else None
+
+    def live_kinds(self, numbers: list[int]) -> list[Kind] | None:
+        return self._quick.live_kinds(numbers)
 
     def may_have_xattrs(self) -> bool:
         return self._quick.may_have_xattrs()
@@ -160,6 +158,17 @@ class WireInodeTable:
 
     def files_in(self, blob: Digest, first: int, stop: int) -> tuple[list[Resident], int]:
         return self._quick.files_in(blob, first, stop)
+
+    def _is_paid(self, ino: int, names: list[bytes]) -> bool:
+        """Pay for a visit to a directory with these names; if there is not enough left, ``find`` says why."""
+        index = self._index(ino)
+        if not self._visited[index] & _WHOLE:
+            words = sum([len(name) + 15 >> 3 for name in names])
+            if words > self._message.ledger.left:
+                return False
+            self._visited[index] |= _WHOLE
+            self._message.ledger.left -= words
+        return True
 
     def _index(self, ino: int) -> int:
         """Where the inode with this number is; -1 if nowhere."""
