@@ -85,6 +85,10 @@ class InodeTable(Protocol):
         """The inode with this number, ``None`` if this layer does not mention it."""
         ...
 
+    def mentions(self, ino: int) -> bool:
+        """Whether this layer has an inode with this number, a white-out or a malformed one too."""
+        ...
+
     def kind(self, ino: int) -> Kind | None:
         """The kind of the inode with this number, without decoding it; ``None`` if this layer does not mention it."""
         ...
@@ -169,6 +173,9 @@ class MetadataLayer:
                 break
             position += 1
         return found
+
+    def mentions(self, ino: int) -> bool:
+        return self.find(ino) is not None
 
     def kind(self, ino: int) -> Kind | None:
         inode = self.find(ino)

@@ -100,7 +100,7 @@ class _Owners:
         for position, large in self._asked:
             if position >= limit:
                 break
-            if _mentions(large, ino):
+            if large.mentions(ino):
                 return large
         return table
 
@@ -137,13 +137,6 @@ def _large_ones(layers: Sequence[InodeTable]) -> frozenset[int]:
             break
         small += 1
     return frozenset(by_size[small:])
-
-
-def _mentions(table: InodeTable, ino: int) -> bool:
-    try:
-        return table.kind(ino) is not None
-    except FormatError:
-        return True
 
 
 def _index_of(layers: Sequence[InodeTable]) -> tuple[array[int], array[int]]:

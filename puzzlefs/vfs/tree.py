@@ -273,7 +273,7 @@ class Tree:
         found, after = table.files_in(blob, first, stop)
         if len(self._stack.layers) > 1:
             found = [resident for resident in found if self._owner(resident.ino) is table]
-            while after < stop and self._owner(after) is not table:
+            while after < stop and not (self._owner(after) is table and table.mentions(after)):
                 after += 1
         return found, after
 

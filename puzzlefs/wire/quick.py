@@ -214,11 +214,17 @@ class QuickLook:
         Returns:
             The files; and the number of the one that does not, or of the last one if it ends elsewhere, or ``stop``.
         """
-        words, data, locate = self._words, self._data, self._locate
+        words, data, numbers = self._words, self._data, self._numbers
         found: list[Resident] = []
-        for ino in range(first, stop):
+        begin = self._behind(first) if self._usable else self._count
+        for index in range(begin, min(begin + stop - first, self._count)):
+            ino = numbers[index]
+            if not first <= ino < stop:
+                break
+            if (index and numbers[index - 1] == ino) or (index + 1 < self._count and numbers[index + 1] == ino):
+                continue  # twice: the table knows which one counts
             try:
-                at = locate(ino)
+                at = self._first + index * self._stride
                 if words[at + 1] & 0xFFFF != _REGULAR:
                     continue
                 start, count, data_words, _, end = self._records(at + self._data_words, self._end, _MAX_ENTRIES)
@@ -239,6 +245,14 @@ class QuickLook:
             if count > 1:
                 return found, ino
         return found, stop
+
+    def _behind(self, ino: int) -> int:
+        """The index of the first inode whose number is not below ``ino``."""
+        numbers = self._numbers
+        index = ino - self._delta
+        if 0 < index < self._count and numbers[index] == ino and numbers[index - 1] < ino:
+            return index
+        return bisect_left(numbers, ino)
 
     # ---- inside: each raises LookupError for what is not ordinary
 

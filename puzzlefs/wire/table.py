@@ -96,6 +96,9 @@ class WireInodeTable:
         index = self._index(ino)
         return None if index < 0 else self._decode(index)
 
+    def mentions(self, ino: int) -> bool:
+        return self._index(ino) >= 0
+
     def kind(self, ino: int) -> Kind | None:
         index = self._index(ino)
         if index < 0:
