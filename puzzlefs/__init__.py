@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from puzzlefs.extract import ExtractReport, extract
     from puzzlefs.image import Image, open_image
     from puzzlefs.mount import mount, unmount
+    from puzzlefs.mount.committing import commit
+    from puzzlefs.mount.writable import mount_writable
     from puzzlefs.oci import ImageReference, parse_reference
 
 _HOMES = {
@@ -63,9 +65,11 @@ _HOMES = {
     "build": "builder",
     "build_from_tree": "delta",
     "build_from_upper": "delta",
+    "commit": "mount.committing",
     "enable_fs_verity": "enable_verity",
     "extract": "extract",
     "mount": "mount",
+    "mount_writable": "mount.writable",
     "open_image": "image",
     "parse_reference": "oci",
     "unmount": "mount",
@@ -113,9 +117,11 @@ __all__ = [
     "build",
     "build_from_tree",
     "build_from_upper",
+    "commit",
     "enable_fs_verity",
     "extract",
     "mount",
+    "mount_writable",
     "open_image",
     "parse_reference",
     "unmount",

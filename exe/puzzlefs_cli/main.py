@@ -24,6 +24,7 @@ _VERBS: Final = {
     "build": "build",
     "mount": "mount",
     "umount": "umount",
+    "commit": "commit",
     "extract": "extract",
     "canonicalize": "canonicalize",
     "convert": "convert",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from puzzlefs.errors import InvalidArgumentError
 from puzzlefs.oci import ImageReference
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
 from puzzlefs_cli.daemon import in_background
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 _M_ARENA_MAX: Final = -8  # <malloc.h>
 
 _DESCRIPTION = """\
-Mount an image, read-only. The command returns when the mount point answers; a server stays behind in the
-background until somebody unmounts. With -f the command itself serves, until unmounted or Ctrl-C.
+Mount an image, read-only unless -w or -p is given. The command returns when the mount point answers; a server stays
+behind in the background until somebody unmounts. With -f the command itself serves, until unmounted or Ctrl-C.
 """
 
 _EPILOG = """\
@@ -29,11 +30,17 @@ mount options (-o): allow_other, default_permissions, ro, dev, nodev, suid, nosu
 auto_unmount, fsname=NAME, subtype=NAME. rw, the words about access times and the general words of
 fstab(5) are accepted without effect.
 
+writable mounts (-w, -p) need root. An overlay shows the image, and keeps what is written apart from it: with -w in
+MOUNTPOINT/upper, which `puzzlefs umount` removes, with -p in UPPERDIR, which can be mounted over the image again (its
+work directory is UPPERDIR.work). The image itself is at MOUNTPOINT/ro, below the overlay, as is everything else that
+was in MOUNTPOINT. `puzzlefs commit` makes a new image of what was written.
+
 the log goes to stderr with -f, else to syslog where there is one, and to --log-file if it is given.
 
 examples:
   puzzlefs mount images:debian /mnt
   puzzlefs mount -d 9ac9abc0…dc2f5 -o dev,suid images:debian /mnt
+  puzzlefs mount -o dev,suid --persist changes images:debian /mnt
 
   mkfifo ready
   puzzlefs mount -f -i ready images:debian /mnt &
@@ -48,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="mount an image",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        usage="%(prog)s [-f] [-i FIFO] [-o OPT,OPT…] [-d HEX] [--verity auto|kernel|user] "
+        usage="%(prog)s [-f | -w | -p UPPERDIR] [-i FIFO] [-o OPT,OPT…] [-d HEX] [--verity auto|kernel|user] "
         "[--engine auto|kernel|pyfuse3] IMAGE MOUNTPOINT",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
@@ -59,6 +66,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--foreground",
         action="store_true",
         help="serve here instead of in the background, until unmounted or Ctrl-C: -f",
+    )
+    parser.add_argument(
+        "-w",
+        "--writable",
+        action="store_true",
+        help="let it be written to; what is written is thrown away by umount, unless it is committed before: -w",
+    )
+    parser.add_argument(
+        "-p",
+        "--persist",
+        metavar="UPPERDIR",
+        help="let it be written to, and keep what is written in this directory, which is made if it is missing: "
+        "-p changes",
     )
     parser.add_argument(
         "-i", "--init", metavar="FIFO", help="write s into this FIFO when the mount is ready, f if it fails: -i ready"
@@ -107,6 +127,8 @@ class _Request:
     digest: str | None
     verity: Literal["auto", "kernel", "user"]
     engine: Literal["auto", "kernel", "pyfuse3"]
+    is_writable: bool
+    upper: Path | None
     log_level: int
     log_file: Path | None
 
@@ -124,6 +146,9 @@ def _run(args: argparse.Namespace) -> int:
     from puzzlefs.mount import ReadinessFifo  # noqa: PLC0415  other verbs should not pay for it
 
     _, image, (mountpoint,) = words(args.words, [], ["MOUNTPOINT"])
+    is_writable = args.writable or args.persist is not None
+    if is_writable:
+        _check_writable(args)
     fifo = ReadinessFifo(Path(args.init)) if args.init else None
     request = _Request(
         image=ImageReference(image.layout.absolute(), image.tag),
@@ -132,6 +157,8 @@ def _run(args: argparse.Namespace) -> int:
         digest=args.digest,
         verity=args.verity,
         engine=args.engine,
+        is_writable=is_writable,
+        upper=None if args.persist is None else Path(args.persist).absolute(),
         log_level=level_from(args.log_level),
         log_file=Path(args.log_file).absolute() if args.log_file else None,
     )
@@ -144,6 +171,21 @@ def _run(args: argparse.Namespace) -> int:
             debug=args.debug,
         )
     return 0
+
+
+def _check_writable(args: argparse.Namespace) -> None:
+    from puzzlefs.mount.options import split_words  # noqa: PLC0415
+
+    option = "--writable" if args.persist is None else "--persist"
+    if args.foreground:
+        raise InvalidArgumentError(
+            f"{option} does not go with --foreground: a writable mount is served in the background",
+            hint="leave one of them out; --log-file shows what a server in the background has to say",
+        )
+    if args.persist == "":
+        raise InvalidArgumentError("--persist needs a directory", hint="for example --persist changes")
+    if any(word == "ro" for text in args.options for word in split_words(text)):
+        raise InvalidArgumentError(f"{option} contradicts the mount option 'ro'", hint="leave one of them out")
 
 
 def _in_foreground(request: _Request, fifo: ReadinessFifo | None) -> None:
@@ -198,4 +240,11 @@ def _serve(request: _Request, ready: Callable[[], None]) -> None:
     _keep_memory_together()
     options = parse_options(request.options)
     with open_image(request.image, digest=request.digest, verity=request.verity) as image:
-        mount(image, request.mountpoint, options, on_ready=ready, engine=request.engine)
+        if request.is_writable:
+            from puzzlefs.mount.writable import mount_writable  # noqa: PLC0415
+
+            mount_writable(
+                image, request.mountpoint, options, upper=request.upper, on_ready=ready, engine=request.engine
+            )
+        else:
+            mount(image, request.mountpoint, options, on_ready=ready, engine=request.engine)

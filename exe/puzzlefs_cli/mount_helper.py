@@ -6,6 +6,10 @@ mount(8), "EXTERNAL HELPERS"::
 
 mount(8) keeps ``dev`` and ``suid`` to itself because they are its defaults, whereas FUSE's are the opposite: so they
 are the defaults here, as they are in libfuse's own helper.
+
+Two words are for this helper: ``writable``, and ``persist=DIR`` (with ``\\,`` for a comma in it), which say what the
+options of these names of ``puzzlefs mount`` say. ``rw`` alone, which mount(8) always adds, does not make a mount
+writable.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import getopt
 import sys
 from collections.abc import Sequence
 
+from puzzlefs.mount.options import escape, split_words
 from puzzlefs_cli.exit_codes import ExitCode
 from puzzlefs_cli.main import main
 
@@ -33,7 +38,17 @@ def translate(words: Sequence[str]) -> list[str] | None:
     if any(letter == "-f" for letter, _ in options):
         return None
     given = [value for letter, value in options if letter == "-o" and value]
-    return ["mount", "-o", ",".join([_DEFAULTS, *given]), "--", *names]
+    writable: list[str] = []
+    others: list[str] = []
+    for word in (word for text in given for word in split_words(text)):
+        name, separator, value = word.partition("=")
+        if word == "writable":
+            writable.append("--writable")
+        elif name == "persist" and separator:
+            writable.append(f"--persist={value}")
+        else:
+            others.append(escape(word))
+    return ["mount", *writable, "-o", ",".join([_DEFAULTS, *others]), "--", *names]
 
 
 def run() -> None:

@@ -7,9 +7,15 @@ from pathlib import Path
 
 from puzzlefs_cli.arguments import HelpFormatter
 
-_DESCRIPTION = "Unmount an image. The server behind the mount ends by itself."
+_DESCRIPTION = """\
+Unmount an image. The server behind the mount ends by itself.
+"""
 
 _EPILOG = """\
+What was written to a writable mount (mount -w) is thrown away, unless it was committed; with mount -p it stays in the
+directory that was named there. What is left of a writable mount, because its overlay was unmounted by other means, its
+server died or the machine went down, is cleared away.
+
 A mount in use is left alone, and the message says how to find its users and how to detach it from them.
 
 example:

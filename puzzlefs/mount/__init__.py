@@ -1,7 +1,8 @@
 """An image as a mounted file system, through FUSE.
 
 ``operations`` says what a request means, an *engine* speaks to the kernel, ``serve`` puts them together. Nothing here
-is imported from pyfuse3 or trio until something is mounted.
+is imported from pyfuse3 or trio until something is mounted. Writable mounts (``writable``, ``committing``) are imported
+by those who want one: they need more.
 """
 
 from puzzlefs.callable_module import make_callable

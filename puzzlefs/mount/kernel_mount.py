@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from puzzlefs.errors import MountError, UnsupportedError
-from puzzlefs.mount.mountinfo import Mount, mounted_at
+from puzzlefs.mount.mountinfo import Mount, is_hidden, mounted_at
 from puzzlefs.mount.options import MountOptions, escape
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ class KernelMount:
         The session goes on until the queue is closed.
         """
         # by path alone, this could hit whatever took our place, had somebody else unmounted us before
-        if self._mount is None or mounted_at(self.point) != self._mount:
-            return
+        if self._mount is None or mounted_at(self.point) != self._mount or is_hidden(self._mount):
+            return  # one that is hidden is for whoever covered it: its path would be looked up in what we serve
         if os.geteuid() == 0:
             _libc().umount2(os.fsencode(self.point), _MNT_DETACH | _UMOUNT_NOFOLLOW)
             return

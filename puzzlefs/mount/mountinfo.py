@@ -72,6 +72,11 @@ def on_top(mounts: Iterable[Mount], point: Path) -> Mount | None:
     return found
 
 
+def is_hidden(mount: Mount) -> bool:
+    """Whether another mount covers a directory above ``mount``, so that its path leads somewhere else."""
+    return any(other.parent_id == mount.parent_id and other.point in mount.point.parents for other in all_mounts())
+
+
 def _parse_line(line: bytes) -> Mount | None:
     # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
     before, separator, after = line.partition(b" - ")

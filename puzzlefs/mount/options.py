@@ -94,7 +94,7 @@ def parse_options(texts: Sequence[str]) -> MountOptions:
     """
     options = MountOptions()
     for text in texts:
-        for word in _split(text):
+        for word in split_words(text):
             options = _apply(options, word)
     return options
 
@@ -104,7 +104,8 @@ def escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
-def _split(text: str) -> Iterator[str]:
+def split_words(text: str) -> Iterator[str]:
+    """The words of one text as it follows ``-o``, without their escapes."""
     word: list[str] = []
     characters = iter(text)
     for character in characters:

@@ -28,7 +28,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FlagT, FUSEError, In
 from puzzlefs.errors import MountError, UnsupportedError
 from puzzlefs.mount.engine import FOREVER, Mounting, probe
 from puzzlefs.mount.errors import RequestError
-from puzzlefs.mount.mountinfo import mounted_at
+from puzzlefs.mount.mountinfo import is_hidden, mounted_at
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.pyfuse3_init import initialise
 from puzzlefs.mount.signals import ENDING, held_back, in_main_thread, let_through
@@ -82,8 +82,9 @@ class _Session:
             try:
                 trio.run(self._main)
             finally:
-                # closing by path would hit whatever took our place there, had somebody unmounted us lazily before
-                pyfuse3.close(unmount=mount is not None and mounted_at(point) == mount)
+                # closing by path would hit whatever took our place there, had somebody unmounted us lazily before, and
+                # would look it up in what we serve, had somebody covered it with an overlay
+                pyfuse3.close(unmount=mount is not None and mounted_at(point) == mount and not is_hidden(mount))
         if self._failure is not None:
             raise self._failure
 

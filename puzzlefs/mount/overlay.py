@@ -1,0 +1,164 @@
+"""Mounting an overlayfs over an image, so that what is written stays in an upper directory.
+
+The kernel takes the three directories as texts in which ``,`` divides options, ``:`` divides lower directories and
+``\\`` escapes, by rules that differed from release to release. So a path that holds one of these is not escaped but
+named by a descriptor, ``/proc/self/fd/N``; all other paths are given as they are, because ``mount`` shows them.
+
+An upper directory has to mean the same without its mount: to be carried elsewhere, mounted over the image again, and
+read by ``commit``. Everything is switched off that makes it depend on the lower file system's inodes (``index``,
+``nfs_export``) or that has entries refer to others (``redirect_dir``: renaming a directory of the image gives EXDEV,
+and programs copy it; ``metacopy``: a changed owner copies the file). ``xino`` gives all files of the mount one
+``st_dev``, without which ``tar --one-file-system`` and ``du -x`` leave out what has not been written to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from puzzlefs.errors import MountError, UnsupportedError
+from puzzlefs.mount.mountinfo import Mount, on_top
+from puzzlefs.mount.options import SUBTYPE, MountOptions
+
+FS_TYPE: Final = "overlay"
+IMAGE_FS_TYPE: Final = f"fuse.{SUBTYPE}"
+
+RO: Final = "ro"
+"""Where in its mount point a writable mount has the image."""
+
+_OPTIONS: Final = ("index=off", "nfs_export=off", "redirect_dir=off", "metacopy=off", "xino=on")
+_SPECIAL: Final = frozenset(b",:\\\"'")
+_MAX_DATA: Final = 4_000
+"""Bytes of options: mount(2) takes a page less one."""
+
+_MS_NOSUID: Final = 1 << 1  # <linux/mount.h>
+_MS_NODEV: Final = 1 << 2
+_MS_NOEXEC: Final = 1 << 3
+_MS_REC: Final = 1 << 14
+_MS_PRIVATE: Final = 1 << 18
+_MNT_DETACH: Final = 1 << 1
+_UMOUNT_NOFOLLOW: Final = 1 << 3
+_CLONE_NEWNS: Final = 0x00020000  # <linux/sched.h>
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A directory that an overlay is made of.
+
+    Attributes:
+        path: its path, absolute.
+        fd: a descriptor of it.
+    """
+
+    path: Path
+    fd: int
+
+
+def mount_overlay(
+    point: Branch, lower: Branch, upper: Branch, work: Branch, options: MountOptions, source: str
+) -> None:
+    """Mount an overlay at ``point``.
+
+    Args:
+        point: where.
+        lower: the image.
+        upper: where changes go.
+        work: an empty directory of the same file system as ``upper``.
+        options: of these, those that hold for what a user sees: ``dev``, ``suid``, ``exec``.
+        source: what ``mount`` shows as the source.
+
+    Raises:
+        MountError: if the kernel refuses.
+        UnsupportedError: if it has no overlayfs, or this user may not mount one.
+    """
+    branches = {b"lowerdir": lower, b"upperdir": upper, b"workdir": work}
+    plain = {name: os.fsencode(branch.path) for name, branch in branches.items()}
+    data = _data({name: _by_descriptor(branches[name]) if _SPECIAL & {*path} else path for name, path in plain.items()})
+    if len(data) > _MAX_DATA:
+        data = _data({name: _by_descriptor(branch) for name, branch in branches.items()})
+    flags = 0 if options.suid else _MS_NOSUID
+    flags |= 0 if options.dev else _MS_NODEV
+    flags |= 0 if options.exec else _MS_NOEXEC
+    target = _by_descriptor(point)
+    if _libc().mount(os.fsencode(source), target, FS_TYPE.encode(), ctypes.c_ulong(flags), data) != 0:
+        raise _refused(point.path, upper.path, ctypes.get_errno())
+
+
+def unmount_overlay(point: Path, *, detach: bool = False) -> int:
+    """Unmount what is on top at ``point``; 0, or the errno of what went wrong.
+
+    Args:
+        point: an absolute path without links.
+        detach: whether to take it away from users too; it lives on for those until they let go of it.
+    """
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)
+    return 0 if _libc().umount2(os.fsencode(point), flags) == 0 else ctypes.get_errno()
+
+
+def enter_private_namespace() -> None:
+    """Give the calling thread mounts of its own: those that there are, whose changes nobody else sees.
+
+    The thread must not be one that goes on with something else.
+
+    Raises:
+        OSError: if the kernel refuses.
+    """
+    libc = _libc()
+    if (
+        libc.unshare(_CLONE_NEWNS) != 0
+        or libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) != 0
+    ):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def writable_mount(mounts: Sequence[Mount], point: Path) -> tuple[Mount, Mount | None] | None:
+    """The overlay and the image of the writable mount that is on top at ``point``, ``None`` if there is none.
+
+    The image is ``None`` if it was unmounted from below the overlay.
+    """
+    overlay = on_top(mounts, point)
+    if overlay is None or overlay.fs_type != FS_TYPE:
+        return None
+    beside = [
+        mount
+        for mount in mounts
+        if mount.point == point / RO and mount.fs_type == IMAGE_FS_TYPE and mount.parent_id == overlay.parent_id
+    ]
+    if beside:
+        return overlay, beside[-1]
+    return (overlay, None) if overlay.super_option(b"lowerdir") == os.fsencode(point / RO) else None
+
+
+def _data(branches: dict[bytes, bytes]) -> bytes:
+    return b",".join([*(name + b"=" + path for name, path in branches.items()), *map(str.encode, _OPTIONS)])
+
+
+def _by_descriptor(branch: Branch) -> bytes:
+    return b"/proc/self/fd/%d" % branch.fd
+
+
+def _refused(point: Path, upper: Path, number: int) -> MountError | UnsupportedError:
+    if number == errno.ENODEV:
+        return UnsupportedError("this kernel has no overlayfs", hint="load the kernel module: modprobe overlay")
+    if number == errno.EPERM:
+        return UnsupportedError(
+            f"{point} cannot be made writable: this user may not mount an overlayfs",
+            hint="without root, `puzzlefs shell` runs a program in an image that it can write to",
+        )
+    hint = "the kernel's log (dmesg) may say more"
+    if number == errno.EINVAL:
+        hint = (
+            f"the file system of {upper} cannot hold the changes (an overlay, NFS, FUSE); name a directory on another "
+            f"one with --persist; {hint}"
+        )
+    return MountError(f"{point} cannot be made writable: the overlay is refused: {os.strerror(number)}", hint=hint)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
