@@ -43,6 +43,8 @@ from puzzlefs.errors import (
 
 if TYPE_CHECKING:
     from puzzlefs.builder import BuildReport, StorageOptions, build
+    from puzzlefs.canonicalize import CanonicalReport, canonicalize
+    from puzzlefs.convert import ConvertReport, convert
     from puzzlefs.delta import build_from_tree, build_from_upper
     from puzzlefs.digest import Digest, VerityDigest
     from puzzlefs.enable_verity import EnableReport, enable_fs_verity
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BuildReport": "builder",
+    "CanonicalReport": "canonicalize",
+    "ConvertReport": "convert",
     "Digest": "digest",
     "EnableReport": "enable_verity",
     "ExtractReport": "extract",
@@ -65,7 +69,9 @@ _HOMES = {
     "build": "builder",
     "build_from_tree": "delta",
     "build_from_upper": "delta",
+    "canonicalize": "canonicalize",
     "commit": "mount.committing",
+    "convert": "convert",
     "enable_fs_verity": "enable_verity",
     "extract": "extract",
     "mount": "mount",
@@ -92,6 +98,8 @@ def __dir__() -> list[str]:
 __all__ = [
     "BlobNotFoundError",
     "BuildReport",
+    "CanonicalReport",
+    "ConvertReport",
     "Digest",
     "EnableReport",
     "ExtractReport",
@@ -117,7 +125,9 @@ __all__ = [
     "build",
     "build_from_tree",
     "build_from_upper",
+    "canonicalize",
     "commit",
+    "convert",
     "enable_fs_verity",
     "extract",
     "mount",

@@ -413,16 +413,50 @@ def commit_image(
             chunks = list(dict.fromkeys(chunks))
         else:
             rootfs = codec.encode_rootfs(layers=layers, metadata_refs=(), verity=verity)
-        descriptor = _rootfs_descriptor(rootfs, put, compress=compress_metadata)
-        put(EMPTY_CONFIG_DATA)
-        manifest = Manifest.of([descriptor, *map(_chunk_descriptor, chunks)]).encode()
-    else:
-        all_verity = dict(verity)
-        refs = [_put_vector(codec, layer, all_verity, put) for layer in layers]
-        manifest = codec.encode_rootfs(layers=(), metadata_refs=refs, verity=all_verity)
+        return commit_rootfs(layout, tag, rootfs, chunks=chunks, writer=writer, compress=compress_metadata)
+    all_verity = dict(verity)
+    refs = [_put_vector(codec, layer, all_verity, put) for layer in layers]
+    manifest = codec.encode_rootfs(layers=(), metadata_refs=refs, verity=all_verity)
     top = (writer.put(manifest), len(manifest))
     _commit_tag(layout, tag, version, top, writer)
     return CommittedImage(version, verity_digest(manifest), top, tuple(metadata))
+
+
+def commit_rootfs(
+    layout: Layout,
+    tag: str,
+    rootfs: bytes,
+    *,
+    chunks: Sequence[StoredChunk],
+    writer: BlobWriter,
+    compress: bool = False,
+) -> CommittedImage:
+    """Store an encoded rootfs blob of version 3 as an image, commit that, and point the tag to it.
+
+    Args:
+        layout: where to.
+        tag: the tag, which moves if it is there.
+        rootfs: the blob.
+        chunks: what the manifest lists; these blobs are in ``writer`` already.
+        writer: it is committed.
+        compress: store the blob as zstd if that is smaller, for this program alone.
+
+    Raises:
+        StorageError: if the host fails. The tag is then what it was.
+    """
+    metadata: list[tuple[Digest, int]] = []
+
+    def put(data: bytes) -> Digest:
+        digest = writer.put(data)
+        metadata.append((digest, len(data)))
+        return digest
+
+    descriptor = _rootfs_descriptor(rootfs, put, compress=compress)
+    put(EMPTY_CONFIG_DATA)
+    manifest = Manifest.of([descriptor, *map(_chunk_descriptor, chunks)]).encode()
+    top = (writer.put(manifest), len(manifest))
+    _commit_tag(layout, tag, DEFAULT_VERSION, top, writer)
+    return CommittedImage(DEFAULT_VERSION, verity_digest(manifest), top, tuple(metadata))
 
 
 def commit_on_top(

@@ -30,6 +30,7 @@ from typing import Final, Self
 
 from puzzlefs.blobs.host import storage_errors, sync_file_system
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
+from puzzlefs.blobs.transfer import transfer
 from puzzlefs.digest import Digest
 from puzzlefs.errors import PuzzlefsError, StorageError
 
@@ -58,6 +59,7 @@ class BlobWriter:
         self._known: set[Digest] = set()
         self._pending: dict[Digest, str] = {}
         self._failed: set[Digest] = set()
+        self._linked: set[str] = set()
         self._session = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         self._counter = 0
         self._unsynced_size = 0
@@ -102,6 +104,48 @@ class BlobWriter:
         with self._lock:
             self._add(digest, temporary, len(data))
         return digest
+
+    def put_from(self, source: Layout, digest: Digest) -> int:
+        """See to it that a blob of another layout is stored in this one, too, once ``commit`` has returned.
+
+        It is linked, or shares its blocks, where the file system can do that, and copied otherwise (``transfer``). It
+        is hashed on the way, unless it is here already.
+
+        Args:
+            source: the layout that has it.
+            digest: the blob.
+
+        Returns:
+            Its size in bytes.
+
+        Raises:
+            BlobNotFoundError: if ``source`` does not have it.
+            FormatError: if something stands there that is not a regular file.
+            IntegrityError: if it is not what its name says.
+            StorageError: if it cannot be read or written.
+        """
+        subject = f"blob {source.blob_path(digest)}"
+        with storage_errors("read", source.blob_path(digest)):
+            fd = source.open_blob(digest)
+        try:
+            with storage_errors("copy a blob to", self._layout.path):
+                size = os.fstat(fd).st_size
+                if self.adopt(digest, size):
+                    return size
+                with self._lock:
+                    temporary = self._next_name()
+                if transfer(fd, digest, self._layout.blobs_fd, temporary, subject):
+                    self._linked.add(temporary)
+        finally:
+            os.close(fd)
+        with self._lock:
+            if digest not in self._pending:
+                self._known.add(digest)
+                self._add(digest, temporary, size)
+                return size
+        with storage_errors("write a blob to", self._layout.path):  # another thread was quicker
+            os.unlink(temporary, dir_fd=self._layout.blobs_fd)
+        return size
 
     def delegate(self, index: int, count: int) -> BlobWriter:
         """A writer for a process that is about to be forked, the one with this ``index`` of ``count``.
@@ -184,6 +228,9 @@ class BlobWriter:
             while self._pending:
                 digest, temporary = next(iter(self._pending.items()))
                 os.rename(temporary, digest.hex(), src_dir_fd=directory, dst_dir_fd=directory)
+                if temporary in self._linked:  # rename(2) leaves both names where they are links to one file already
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(temporary, dir_fd=directory)
                 del self._pending[digest]
             sync_file_system(directory)
 

@@ -1,0 +1,98 @@
+"""A blob of one layout as a file of another, in the cheapest way that the file systems allow.
+
+* A hard link costs nothing and takes no room. Both layouts then depend on one file, so only one that nobody but its
+  owner, who is the one that links it, may write to.
+* A clone (``FICLONE`` of ``ioctl_ficlone(2)``) shares the blocks until one of the two is written to.
+* Otherwise the bytes are copied.
+
+Whatever it is, it counts only once its bytes have been hashed: of a link and a clone those of the new file, of a copy
+those that are written. Layouts are reached through descriptors, so nobody can put another file in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from typing import Final
+
+from puzzlefs.digest import Digest
+from puzzlefs.errors import IntegrityError
+
+_FICLONE: Final = 0x40049409
+_BLOCK_SIZE: Final = 1 << 20
+_WRITABLE_BY_OTHERS: Final = 0o022
+
+
+def transfer(source: int, digest: Digest, directory: int, name: str, subject: str) -> bool:
+    """Make the file ``name`` in ``directory`` of an open blob.
+
+    Args:
+        source: the open blob; its position moves.
+        digest: its sha256.
+        directory: a descriptor of the directory.
+        name: the new file, which does not exist.
+        subject: what to call the blob in messages.
+
+    Returns:
+        Whether the new file is a link to the blob.
+
+    Raises:
+        IntegrityError: if it is not what ``digest`` says. There is no new file then, as in every case of failure.
+        OSError: if the host fails.
+    """
+    try:
+        linked = _link(source, directory, name)
+        actual = _hash_of(source) if linked else _hash_of_copy(source, directory, name)
+        if actual != digest:
+            raise IntegrityError(
+                subject, expected=digest.hex(), actual=actual.hex(), hint="restore it from a good copy"
+            )
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+        raise
+    return linked
+
+
+def _link(source: int, directory: int, name: str) -> bool:
+    status = os.fstat(source)
+    if status.st_uid != os.geteuid() or status.st_mode & _WRITABLE_BY_OTHERS:
+        return False
+    try:
+        os.link(f"/proc/self/fd/{source}", name, dst_dir_fd=directory, follow_symlinks=True)
+    except OSError:  # another file system, too many links, no /proc: there are other ways
+        return False
+    return True
+
+
+def _hash_of_copy(source: int, directory: int, name: str) -> Digest:
+    """Copy the blob; the digest of what was written."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    target = os.open(name, flags, 0o644, dir_fd=directory)
+    try:
+        try:
+            fcntl.ioctl(target, _FICLONE, source)
+        except OSError:
+            pass
+        else:
+            return _hash_of(target)
+        hasher = hashlib.sha256()
+        while block := os.read(source, _BLOCK_SIZE):
+            hasher.update(block)
+            view = memoryview(block)
+            while view:
+                view = view[os.write(target, view) :]
+        return Digest(hasher.digest())
+    finally:
+        os.close(target)
+
+
+def _hash_of(fd: int) -> Digest:
+    hasher = hashlib.sha256()
+    offset = 0
+    while block := os.pread(fd, _BLOCK_SIZE, offset):
+        hasher.update(block)
+        offset += len(block)
+    return Digest(hasher.digest())
