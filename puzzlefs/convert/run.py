@@ -132,9 +132,9 @@ def _rewrite(
     if chunks.changed:
         layers = [[_with_new_chunks(inode, converted) for inode in layer] for layer in layers]
     verity = {one.chunk.digest: one.verity for one in converted.values()}
-    for digest, _ in chunks.keys:  # of those that are missing, what is known of them
-        if digest not in verity and digest in image.rootfs.verity:
-            verity[digest] = image.rootfs.verity[digest]
+    for key in chunks.keys:
+        if key not in converted and key[0] in image.rootfs.verity:  # it is missing, and nobody needs it
+            verity.setdefault(key[0], image.rootfs.verity[key[0]])
     if version != DEFAULT_VERSION:
         return commit_image(layout, tag, version=version, layers=layers, chunks=(), verity=verity, writer=writer)
     stored = {(one.chunk.digest, one.chunk.compressed): one.chunk for one in converted.values()}
