@@ -25,12 +25,17 @@ _VERBS: Final = {
     "mount": "mount",
     "umount": "umount",
     "commit": "commit",
+    "shell": "shell",
     "extract": "extract",
+    "history": "history",
     "canonicalize": "canonicalize",
     "convert": "convert",
     "enable-fs-verity": "enable_verity",
 }
 """The verbs in the order of the help, and the modules that run them."""
+
+_RUNS_A_COMMAND: Final = "shell"
+"""The verb behind whose image everything belongs to a command, options too."""
 
 _EPILOG = """\
 exit codes:
@@ -65,6 +70,8 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """What the words of the command line say; options may stand anywhere behind the verb."""
+    if next((word for word in arguments if word != "--debug"), None) == _RUNS_A_COMMAND:
+        return _parse_with_command(arguments)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     if arguments and arguments[0] in _VERBS:
@@ -72,6 +79,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     else:
         args = make_parser().parse_args(arguments)
     args.debug = debug
+    return args
+
+
+def _parse_with_command(arguments: Sequence[str]) -> argparse.Namespace:
+    first = list(arguments).index(_RUNS_A_COMMAND)
+    args = make_parser(_RUNS_A_COMMAND).parse_args(arguments[first + 1 :])
+    args.debug = args.debug or first > 0
     return args
 
 

@@ -1,0 +1,71 @@
+"""How a process of a shell tells the one that the user looks at what went wrong.
+
+One JSON object, written at once into a pipe that all of them share; the first one counts. Errors come out as what they
+were: the classes of ``puzzlefs.errors``, ``OSError``, ``KeyboardInterrupt``; anything else is a defect, and its
+traceback comes with it as a note.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from dataclasses import dataclass
+
+from puzzlefs import errors
+from puzzlefs.errors import PuzzlefsError
+
+_MAX_TEXT = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class NotRun:
+    """The command could not be started at all; ``text`` says why."""
+
+    text: str
+
+
+def report(fd: int, what: BaseException | NotRun) -> None:
+    """Write what went wrong into the pipe."""
+    os.write(fd, json.dumps(_fields(what)).encode() + b"\n")
+
+
+def read_report(data: bytes) -> BaseException | NotRun | None:
+    """What the bytes that came out of the pipe say, ``None`` if nothing went wrong."""
+    line = data.partition(b"\n")[0]
+    if not line:
+        return None
+    fields = json.loads(line)
+    text = fields["text"]
+    match fields["kind"]:
+        case "NotRun":
+            return NotRun(text)
+        case "KeyboardInterrupt":
+            return KeyboardInterrupt()
+        case "OSError":
+            return OSError(fields["errno"], text, fields["path"])
+        case "PuzzlefsError":
+            kind = getattr(errors, fields["class"], PuzzlefsError)
+            error: PuzzlefsError = kind.__new__(kind)
+            PuzzlefsError.__init__(error, text, hint=fields["hint"])
+            return error
+        case _:
+            defect = RuntimeError(text)
+            defect.add_note(fields["traceback"])
+            return defect
+
+
+def _fields(what: BaseException | NotRun) -> dict[str, str | int | None]:
+    match what:
+        case NotRun(text):
+            return {"kind": "NotRun", "text": text}
+        case PuzzlefsError():
+            name = next(kind.__name__ for kind in type(what).__mro__ if hasattr(errors, kind.__name__))
+            return {"kind": "PuzzlefsError", "class": name, "text": what.message[:_MAX_TEXT], "hint": what.hint}
+        case KeyboardInterrupt():
+            return {"kind": "KeyboardInterrupt", "text": ""}
+        case OSError(errno=int(number)):
+            path = None if what.filename is None else os.fsdecode(what.filename)
+            return {"kind": "OSError", "text": what.strerror, "errno": number, "path": path}
+    trace = "".join(traceback.format_exception(what))[-_MAX_TEXT:]
+    return {"kind": "defect", "text": f"{type(what).__name__}: {what}"[:_MAX_TEXT], "traceback": trace}
