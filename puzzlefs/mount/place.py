@@ -306,10 +306,12 @@ def read_record(top: int, point: Path) -> Record | None:
         return None
     except OSError as error:
         raise _foreign(point) from error
-    with open(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise _foreign(point)
-        data = file.read(_MAX_RECORD)
+        data = os.read(fd, _MAX_RECORD)
+    finally:
+        os.close(fd)
     try:
         return Record.parse(data)
     except FormatError as error:
