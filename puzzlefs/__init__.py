@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from puzzlefs.digest import Digest, VerityDigest
     from puzzlefs.enable_verity import EnableReport, enable_fs_verity
     from puzzlefs.extract import ExtractReport, extract
+    from puzzlefs.history import HistoryReport, history
     from puzzlefs.image import Image, open_image
     from puzzlefs.mount import mount, unmount
     from puzzlefs.mount.committing import commit
@@ -62,6 +63,7 @@ _HOMES = {
     "Digest": "digest",
     "EnableReport": "enable_verity",
     "ExtractReport": "extract",
+    "HistoryReport": "history",
     "Image": "image",
     "ImageReference": "oci",
     "StorageOptions": "builder",
@@ -74,6 +76,7 @@ _HOMES = {
     "convert": "convert",
     "enable_fs_verity": "enable_verity",
     "extract": "extract",
+    "history": "history",
     "mount": "mount",
     "mount_writable": "mount.writable",
     "open_image": "image",
@@ -104,6 +107,7 @@ __all__ = [
     "EnableReport",
     "ExtractReport",
     "FormatError",
+    "HistoryReport",
     "Image",
     "ImageReference",
     "IntegrityError",
@@ -130,6 +134,7 @@ __all__ = [
     "convert",
     "enable_fs_verity",
     "extract",
+    "history",
     "mount",
     "mount_writable",
     "open_image",

@@ -56,7 +56,11 @@ class Totals(NamedTuple):
 
 
 class Tree:
-    """An image as a file system, by inode numbers."""
+    """An image as a file system, by inode numbers.
+
+    Attributes:
+        max_entries: how many directory entries an honest image of this size has at most.
+    """
 
     root: Final = ROOT_INO
 
@@ -70,7 +74,7 @@ class Tree:
         self._stack = stack = LayerStack(layers)
         self._top = stack.layers[0] if stack.layers else None
         self._owner = stack.owner if len(stack.layers) != 1 else _always(stack.layers[0])
-        self._max_entries = max_entries
+        self.max_entries = max_entries
         self._entries: WeightedLru[int, tuple[Entry, ...]] = WeightedLru(_ENTRY_CACHE)
         self._maps: WeightedLru[int, FileMap] = WeightedLru(_MAP_CACHE)
         self._lock = threading.Lock()
@@ -231,8 +235,8 @@ class Tree:
                 stack.pop()
                 continue
             count += 1
-            if count > self._max_entries:
-                raise FormatError(f"there are more than {self._max_entries} entries, which this image cannot hold")
+            if count > self.max_entries:
+                raise FormatError(f"there are more than {self.max_entries} entries, which this image cannot hold")
             self.check_entry(parent, entry)
             yield len(stack) - 1, parent, entry
             if entry.kind is Kind.DIRECTORY:
@@ -301,7 +305,7 @@ class Tree:
         """
         with self._lock:
             if self._links is None:
-                self._links = count_links(self._stack.layers, self._numbers, self._max_entries)
+                self._links = count_links(self._stack.layers, self._numbers, self.max_entries)
             return self._links
 
     # ---- inside

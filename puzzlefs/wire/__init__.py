@@ -9,6 +9,7 @@ from puzzlefs.wire.codec import VERSIONS, Codec, codec_for
 from puzzlefs.wire.compact import encode_compact_rootfs
 from puzzlefs.wire.contents import ChunkList
 from puzzlefs.wire.on_top import encode_on_top
+from puzzlefs.wire.reach import embedded_sizes
 from puzzlefs.wire.rootfs import WireRootfs, rootfs_version
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Codec",
     "WireRootfs",
     "codec_for",
+    "embedded_sizes",
     "encode_compact_rootfs",
     "encode_on_top",
     "rootfs_version",

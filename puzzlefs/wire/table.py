@@ -83,6 +83,10 @@ class WireInodeTable:
         self._visited = bytearray(count)
         self._quick = QuickLook(message, records, file_struct=file_struct)
 
+    def place(self) -> tuple[Message, tuple[int, int, int, int, int]]:
+        """The message, and the list in it as ``Message.records_at`` returns it."""
+        return self._message, (self._segment, self._first, self._count, self._data_words, self._pointer_words)
+
     def __len__(self) -> int:
         return self._count
 

@@ -7,14 +7,19 @@ directory are added under names not yet taken, and so on; then names whose inode
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from itertools import takewhile
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import forge as f
 
 from puzzlefs.errors import FormatError
-from puzzlefs.model import Directory, Fifo, Inode, Kind, MetadataLayer, Symlink, Whiteout, kind_of
+from puzzlefs.model import Directory, DirEntry, Fifo, Inode, Kind, MetadataLayer, Symlink, Whiteout, kind_of
 from puzzlefs.vfs import Tree
+from puzzlefs.vfs.changes import layer_changes
 from puzzlefs.wire import codec_for
 
 pytestmark = pytest.mark.property
@@ -178,3 +183,45 @@ def test_a_walk_ends_and_meets_every_name_once(stack: list[Layer]) -> None:
         assert len(walked) == sum(names.values())
         assert len({(parent, entry.name) for _, parent, entry in walked}) == len(walked)
         assert {entry.ino for _, _, entry in walked} == set(names)
+
+
+# ---- what each layer changed
+
+
+def seen(stack: list[Layer]) -> dict[int, Inode]:
+    """The inodes that a stack shows; a directory has the entries that can be seen in it."""
+    shown: dict[int, Inode] = {}
+    for ino in [1, *reachable(stack)[0]]:
+        inode = visible(stack, ino)
+        if inode is None or isinstance(inode.content, Whiteout):
+            continue
+        if isinstance(inode.content, Directory):
+            entries = [
+                DirEntry(number, name) for name, number in names_of(stack, ino).items() if visible(stack, number)
+            ]
+            inode = replace(inode, content=Directory(tuple(entries)))
+        shown[ino] = inode
+    return shown
+
+
+@given(stacks())
+@settings(max_examples=400)
+def test_changes_are_what_is_seen_with_a_layer_and_without_it(stack: list[Layer]) -> None:
+    stages = [stack[number:] for number in reversed(range(len(stack)))]
+    sound = list(takewhile(lambda stage: not reachable(stage)[1], stages))
+    message = codec_for(3).encode_rootfs(layers=stack, metadata_refs=(), verity={})
+    for tables in ([MetadataLayer(layer) for layer in stack], codec_for(3).decode_rootfs(message).tables):
+        found = layer_changes(tables, 10_000)
+        before: dict[int, Inode] = {}
+        for stage in sound:
+            changes, now = next(found), seen(stage)
+            mentioned = {inode.ino for inode in stage[0]}
+            assert changes.added == Counter(kind_of(now[ino].content) for ino in now.keys() - before.keys())
+            assert changes.removed == Counter(kind_of(before[ino].content) for ino in before.keys() - now.keys())
+            assert changes.changed == Counter(
+                kind_of(now[ino].content) for ino in now.keys() & before.keys() & mentioned if now[ino] != before[ino]
+            )
+            before = now
+        if len(sound) < len(stages):
+            with pytest.raises(FormatError, match=r"has directory \d in two places"):
+                next(found)

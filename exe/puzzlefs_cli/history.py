@@ -1,0 +1,95 @@
+"""``puzzlefs history``: what each metadata layer of an image added, changed and removed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
+
+if TYPE_CHECKING:
+    from puzzlefs.history import HistoryReport
+
+_EPILOG = """\
+The newest layer comes first; layer 1 is the lowest. "added", "changed" and "removed" are inodes, seen with the layer and
+without it; "chunks" are those that no lower layer refers to, "content" their bytes before compression and
+"stored" those of their blobs; "metadata" is what the layer takes itself.
+
+example:
+  puzzlefs history images:debian-3
+"""
+
+_HEADINGS: Final = ("layer", "added", "changed", "removed", "chunks", "content", "stored", "metadata")
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the verb's command line."""
+    parser = subparsers.add_parser(
+        "history",
+        help="show what each metadata layer of an image changed",
+        description="Show what each metadata layer of an image added, changed and removed, and what it stores.",
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+        usage="puzzlefs history [-d HEX] [--verity MODE] [--json] IMAGE",
+    )
+    parser.add_argument("words", nargs="+", metavar="IMAGE", help=IMAGE_HELP)
+    parser.add_argument("-d", "--digest", metavar="HEX", help="refuse any image but the one with this digest")
+    parser.add_argument(
+        "--verity",
+        choices=("auto", "kernel", "user"),
+        default="auto",
+        help="who checks what lies below the digest: the kernel's fs-verity, puzzlefs itself, or (auto, the default) "
+        "the kernel where a file has fs-verity enabled",
+    )
+    parser.add_argument("--json", action="store_true", help="print a report as one JSON object, with exact numbers")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb."""
+    _, reference, _ = words(args.words, (), ())
+
+    from puzzlefs.history import history  # noqa: PLC0415  imported when it is needed: starting must be quick
+
+    gc.disable()  # all that is made here dies with the process
+    report = history(reference, digest=args.digest, verity=args.verity)
+    print(json.dumps(dataclasses.asdict(report)) if args.json else table(report))
+    return 0
+
+
+def table(report: HistoryReport) -> str:
+    """The report for people: a line for each layer."""
+    rows = [
+        (
+            str(layer.layer),
+            str(layer.added),
+            str(layer.changed),
+            str(layer.removed),
+            str(layer.new_chunks),
+            readable(layer.new_bytes),
+            readable(layer.new_stored_bytes) + (f" ({layer.missing_chunks} missing)" if layer.missing_chunks else ""),
+            readable(layer.metadata_bytes),
+        )
+        for layer in report.layers
+    ]
+    return "\n".join(_aligned([_HEADINGS, *rows]))
+
+
+def readable(size: int) -> str:
+    """A number of bytes as people read it: ``817 B``, ``1.4 MiB``."""
+    value = float(size)
+    for unit in _UNITS:
+        if value < 1000 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
