@@ -30,6 +30,7 @@ from puzzlefs.model import ROOT_INO
 from puzzlefs.mount import namespace
 from puzzlefs.mount.mountinfo import mounted_at
 from puzzlefs.mount.shell_places import find_places
+from puzzlefs.mount.shell_upper import translate_upper
 
 OverlayName = Literal["auto", "kernel", "fuse-overlayfs"]
 """Who puts the writable layer on the image: the kernel's overlayfs, the program fuse-overlayfs, or (auto) the first
@@ -131,7 +132,13 @@ class Stage:
             os.chdir(before)
 
     def unmount_overlay(self) -> None:
-        """Take the overlay away; ``upper`` is complete and quiet then. Calling it twice is fine."""
+        """Take the overlay away; ``upper`` is complete then, and as the kernel's overlayfs would have left it.
+
+        Calling it twice is fine.
+
+        Raises:
+            OSError: if the host fails.
+        """
         if mounted_at(self.root) is not None:
             with contextlib.suppress(OSError):
                 namespace.detach(self.root)
@@ -142,10 +149,12 @@ class Stage:
                 self._server.kill()
                 self._server.wait()
             self._server = None
+            translate_upper(self.upper)
 
     def remove(self) -> None:
         """Take everything down, and remove the directory. The image is not mounted any more."""
-        self.unmount_overlay()
+        with contextlib.suppress(OSError):
+            self.unmount_overlay()
         if self._in_memory:
             with contextlib.suppress(OSError):
                 namespace.detach(self._directory)
