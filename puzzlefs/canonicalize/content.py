@@ -159,6 +159,7 @@ class ContentReader:
         self._cut_at_files = cut_at_files
         self._workers = workers
         self._position = 0
+        self._zeros = 0  # bytes at the end of the stream that the cutter has not been given yet
         # The stored chunk that the stream has had from its first byte on, where that was, and how far it got.
         self._current: tuple[Key, int, int] | None = None
 
@@ -186,6 +187,7 @@ class ContentReader:
                     error.message = f"cannot read {file.shown()} of {self._image.reference}: {error.message}"
                     raise
         self._border(last)
+        self._append_zeros()
         self._cutter.finish()
 
     def _parts(self, loader: _Loader) -> Iterator[tuple[ImageFile, FileChunk]]:
@@ -205,6 +207,7 @@ class ContentReader:
 
     def _border(self, file: ImageFile | None) -> None:
         if file is not None and 0 < self._cut_at_files <= file.size:
+            self._append_zeros()
             self._cutter.border()
 
     def _append(self, part: FileChunk, loader: _Loader, budget: LoadBudget) -> None:
@@ -214,13 +217,13 @@ class ContentReader:
         end = blob.offset + length
         if loaded is None or end > len(loaded.content):
             self._append_in_place(part, budget)
+        elif loaded.is_zeros:
+            self._current = None
+            self._zeros += length
         else:
             self._look_for_whole(key, loaded, blob.offset, length)
-            if loaded.is_zeros:
-                self._cutter.zeros(length)
-            else:
-                with memoryview(loaded.content) as view:
-                    self._append_bytes(view[blob.offset : end])
+            with memoryview(loaded.content) as view:
+                self._append_bytes(view[blob.offset : end])
         self._position += length
 
     def _append_in_place(self, part: FileChunk, budget: LoadBudget) -> None:
@@ -232,7 +235,13 @@ class ContentReader:
             view = self._image.blobs.view_chunk(blob.digest, blob.compressed, blob.offset + start, size, budget)
             self._append_bytes(view)
 
+    def _append_zeros(self) -> None:
+        """Append the zeros that have come together: all at once, or each chunk of them would be cut again."""
+        zeros, self._zeros = self._zeros, 0
+        self._cutter.zeros(zeros)
+
     def _append_bytes(self, data: memoryview) -> None:
+        self._append_zeros()
         start = 0
         while start < len(data):
             with self._cutter.space() as space:

@@ -258,9 +258,9 @@ def stack_of(place: Path, seed: int, version: int, compression: bool, steps: int
     story.nodes[1] = Node(story.attributes(1, Directory(())), names={})
     actions = [story.create] * 4 + [story.link, story.remove, story.rename, story.change]
     before: dict[int, Node] = {}
-    for _ in range(steps):
-        for _ in range(generator.randrange(1, 12)):
-            generator.choice(actions)()
+    for step in range(steps):
+        for _ in range(generator.randrange(1, 12) if step else 30):
+            (generator.choice(actions) if step else story.create)()
             story.prune()
         story.tell(before)
         before = {
