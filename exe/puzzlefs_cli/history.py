@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from puzzlefs.history import HistoryReport
 
 _EPILOG = """\
-The newest layer comes first; layer 1 is the lowest. "added", "changed" and "removed" are inodes, seen with the layer and
-without it; "chunks" are those that no lower layer refers to, "content" their bytes before compression and
-"stored" those of their blobs; "metadata" is what the layer takes itself.
+The newest layer comes first; layer 1 is the lowest. "added", "changed" and "removed" are inodes that can be seen with
+the layer, with and without it, or without it. "chunks" are those that no lower layer refers to, "content" their bytes
+before compression and "stored" those of their blobs; "metadata" is what the layer takes itself.
 
 example:
   puzzlefs history images:debian-3

@@ -87,9 +87,9 @@ class Changes:
         self._before = {}
         for ino in here:
             self._note(ino)
-        changed = [ino for ino in here if self._before[ino] is not None and self._differs(ino, layer, here)]
-        for ino in here:
-            if ino in self._listed and (here[ino] != Kind.DIRECTORY or self._is_other_list(ino, layer)):
+        changed, other_lists = self._compare(layer, here)
+        for ino in other_lists:
+            if ino in self._listed:  # not if one of the others was above it
                 self._unlist(ino)
         self._take(layer, here)
         for ino, kind in here.items():
@@ -181,6 +181,10 @@ class Changes:
         pairs: _Pairs = []
         owner = self._owners.get(ino, 0)
         for layer in chain(above, islice(reversed(self._layers), len(self._layers) - 1 - owner, None)):
+            complete = None if taken else layer.names(ino)
+            if complete is not None:
+                self._spend(len(complete[0]) + 1)
+                return [*pairs, *zip(*complete, strict=True)]
             inode = layer.find(ino)
             self._spend(1)
             if inode is None:
@@ -195,19 +199,53 @@ class Changes:
             taken.update(entry.name for entry in entries)
         return pairs
 
-    def _is_other_list(self, ino: int, layer: InodeTable) -> bool:
-        return sorted(self._pairs(ino)) != sorted(self._pairs(ino, (layer,)))
+    # ---- what the new layer says
 
-    def _differs(self, ino: int, layer: InodeTable, here: dict[int, int]) -> bool:
-        """Whether ``layer`` says something else of an inode than the layers so far."""
-        old, new = self._layers[self._owners.get(ino, 0)].find(ino), layer.find(ino)
+    def _compare(self, layer: InodeTable, here: dict[int, int]) -> tuple[list[int], list[int]]:
+        """The inodes that can be seen of which ``layer`` says something else, and the directories among them that it
+        gives another list, or makes something else."""
+        changed: list[int] = []
+        other_lists: list[int] = []
+        # numbers that are inodes with the layer and were none, or the other way round
+        turned = {ino for ino, kind in here.items() if (self._kind(ino) in _DEAD) is not (kind in _DEAD)}
+        for ino, kind in here.items():
+            before = self._before[ino]
+            if before is Kind.DIRECTORY and kind == Kind.DIRECTORY:
+                old, new = self._pairs(ino), self._pairs(ino, (layer,))
+                is_other = sorted(old) != sorted(new)
+                if is_other:
+                    other_lists.append(ino)
+                if (
+                    (is_other and self._living(old, {}) != self._living(new, here))
+                    or (not is_other and not turned.isdisjoint(number for _, number in new))
+                    or self._differs(ino, layer)
+                ):
+                    changed.append(ino)
+            elif before is not None:
+                if before is Kind.DIRECTORY:
+                    other_lists.append(ino)
+                if self._differs(ino, layer):
+                    changed.append(ino)
+        return changed, other_lists
+
+    def _differs(self, ino: int, layer: InodeTable) -> bool:
+        """Whether ``layer`` says something else of an inode than the layers so far, but for a directory's list."""
+        below = self._layers[self._owners.get(ino, 0)]
+        glance = below.glance(ino)
+        if glance is not None and glance == layer.glance(ino):
+            if glance.kind == Kind.DIRECTORY:
+                return False
+            chunks = below.chunks(ino)
+            if chunks is not None and chunks == layer.chunks(ino):
+                return False
+        old, new = below.find(ino), layer.find(ino)
         if old is None or new is None or not (_is_directory(old) and _is_directory(new)):
             return old != new
-        if replace(old, content=new.content) != new:
-            return True
-        was = {pair for pair in self._pairs(ino) if self._kind(pair[1]) not in _DEAD}
-        now = {pair for pair in self._pairs(ino, (layer,)) if here.get(pair[1], self._kind(pair[1])) not in _DEAD}
-        return was != now
+        return replace(old, content=new.content) != new
+
+    def _living(self, pairs: _Pairs, here: dict[int, int]) -> set[tuple[bytes, int]]:
+        """What can be seen of a directory's list, ``here`` being the kinds in the layer that is not on top yet."""
+        return {pair for pair in pairs if here.get(pair[1], self._kind(pair[1])) not in _DEAD}
 
     def _spend(self, steps: int) -> None:
         self._left -= steps

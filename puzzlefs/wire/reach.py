@@ -15,6 +15,7 @@ from typing import Final
 
 from puzzlefs.model import InodeTable, Kind
 from puzzlefs.wire.message import Ledger, Message
+from puzzlefs.wire.pointers import FAR
 from puzzlefs.wire.table import WireInodeTable
 
 _OVERLAP: Final = 4
@@ -93,6 +94,7 @@ class _Reach:
         """A struct: new words, its segment, and where its pointers are; no words are new if there are too few."""
         segment, start, data_words, pointer_words = self._message.struct_at(segment, at, what)
         total = self._mark(start, data_words + pointer_words) if pointer_words >= pointers else 0
+        total += self._pad(at)
         return total, segment, start + data_words
 
     def _list(self, segment: int, at: int, what: str, follow: Callable[[int, int], int], least: int = 1) -> int:
@@ -105,14 +107,23 @@ class _Reach:
         stride = data_words + pointer_words
         total = self._mark(first - 1, 1 + count * stride)
         if not total or pointer_words < least:
-            return total
+            return total + self._pad(at)
+        total += self._pad(at)
         return total + sum(
             [follow(segment, slot) for slot in range(first + data_words, first + count * stride, stride)]
         )
 
     def _data(self, segment: int, at: int) -> int:
         start, size = self._message.extent_at(segment, at, "bytes of the metadata")
-        return self._mark(start >> 3, size + 7 >> 3)
+        return self._mark(start >> 3, size + 7 >> 3) + self._pad(at)
+
+    def _pad(self, at: int) -> int:
+        """The landing pad of a pointer that was followed, if it is a far one."""
+        word = self._message.words[at]
+        if word & 3 != FAR:
+            return 0
+        starts, _ = self._message.segments()
+        return self._mark(starts[word >> 32] + (word >> 3 & 0x1FFFFFFF), 1 + (word >> 2 & 1))
 
     def _mark(self, start: int, length: int) -> int:
         self._ledger.spend(length, "metadata layers")
