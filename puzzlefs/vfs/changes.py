@@ -22,7 +22,7 @@ from typing import Final
 from puzzlefs.errors import FormatError
 from puzzlefs.model import ROOT_INO, Directory, Inode, InodeTable, Kind
 
-_STEPS_PER_ENTRY: Final = 64
+_STEPS_PER_ENTRY: Final = 16
 """How often each directory entry that an image has room for may be looked at, on average."""
 
 _DEAD: Final = (None, Kind.WHITEOUT)
