@@ -318,11 +318,11 @@ def test_a_history_of_one_move_over_and_over_ends(tmp_path: Path) -> None:
     )
     there = [f.directory(3), f.directory(4, {b"big": 5})]
     back = [f.directory(3, {b"big": 5}), f.directory(4)]
-    reference = Forge(tmp_path / "layout").image(*[there, back] * (MANY // 2), lowest)
+    reference = Forge(tmp_path / "layout").image(*[back, there] * (MANY // 2), lowest)
     problem, seconds = limited(lambda: timed(lambda: history(reference)), memory=256 << 20)
     assert "absurdly much work" in problem
     assert seconds < 3
-    few = Forge(tmp_path / "layout").image(*[there, back] * 10, lowest, tag="few")
+    few = Forge(tmp_path / "layout").image(*[back, there] * 10, lowest, tag="few")
     report = limited(lambda: history(few))
     assert all((layer.added, layer.changed, layer.removed) == (0, 2, 0) for layer in report.layers[:-1])
 
