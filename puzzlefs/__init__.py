@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from puzzlefs.image import Image, open_image
     from puzzlefs.mount import mount, unmount
     from puzzlefs.mount.committing import commit
+    from puzzlefs.mount.shell import ShellOutcome, run_in_image
     from puzzlefs.mount.writable import mount_writable
     from puzzlefs.oci import ImageReference, parse_reference
 
@@ -66,6 +67,7 @@ _HOMES = {
     "HistoryReport": "history",
     "Image": "image",
     "ImageReference": "oci",
+    "ShellOutcome": "mount.shell",
     "StorageOptions": "builder",
     "VerityDigest": "digest",
     "build": "builder",
@@ -81,6 +83,7 @@ _HOMES = {
     "mount_writable": "mount.writable",
     "open_image": "image",
     "parse_reference": "oci",
+    "run_in_image": "mount.shell",
     "unmount": "mount",
 }
 
@@ -115,6 +118,7 @@ __all__ = [
     "MountError",
     "NotFoundError",
     "PuzzlefsError",
+    "ShellOutcome",
     "SourceError",
     "StorageError",
     "StorageOptions",
@@ -139,5 +143,6 @@ __all__ = [
     "mount_writable",
     "open_image",
     "parse_reference",
+    "run_in_image",
     "unmount",
 ]

@@ -48,6 +48,7 @@ from puzzlefs.mount.shell_processes import (
 )
 from puzzlefs.mount.shell_report import NotRun, read_report, report
 from puzzlefs.mount.shell_stage import OVERLAYS, OverlayName, Stage
+from puzzlefs.mount.shell_upper import hidden_xattrs
 
 _PREFIX: Final = "puzzlefs-shell-"
 _BLOCKED: Final = frozenset({*WATCHED, signal.SIGTTOU})
@@ -57,7 +58,7 @@ _PAUSE: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ShellOutcome:
     """How a command ended.
 
     Attributes:
@@ -80,7 +81,7 @@ def run_in_image(
     scratch: Path | None = None,
     on_remark: Callable[[str], None] | None = None,
     on_success: Callable[[Path], None] | None = None,
-) -> Outcome:
+) -> ShellOutcome:
     """Run a command that has ``image`` as its root and may write to it.
 
     The image itself never changes: what is written lies above it, and goes away. The command has its own process
@@ -96,7 +97,8 @@ def run_in_image(
         overlay: who puts the writable layer on it.
         scratch: a directory to keep what is written in, while the command runs; ``None``: memory, or where this kernel
             cannot have a writable layer in memory, the directory for temporary files.
-        on_remark: called before the command starts, with one line, if only some files can be written.
+        on_remark: called with one line, before the command starts if only some files can be written, and before
+            ``on_success`` (in its process) if extended attributes of the image are missing in what was written.
         on_success: called if the command ends with 0, in another process that is root in the user namespace, with the
             upper directory of the overlay. What it raises comes out of ``run_in_image``.
 
@@ -123,9 +125,10 @@ def run_in_image(
             overlay=overlay,
             stage=Stage(directory, image, in_memory=scratch is None),
             signal_mask=frozenset(map(int, before)),
+            on_remark=on_remark or _nothing,
             on_success=on_success,
         )
-        return _run(job, on_remark or (lambda _: None))
+        return _run(job)
     finally:
         _remove_stage(directory)
         signal.signal(signal.SIGCHLD, child_handler or signal.SIG_DFL)
@@ -141,6 +144,7 @@ class _Job:
     overlay: OverlayName
     stage: Stage
     signal_mask: frozenset[int]
+    on_remark: Callable[[str], None]
     on_success: Callable[[Path], None] | None
 
 
@@ -158,7 +162,7 @@ def _make_stage(scratch: Path | None) -> Path:
         ) from error
 
 
-def _run(job: _Job, on_remark: Callable[[str], None]) -> Outcome:
+def _run(job: _Job) -> ShellOutcome:
     reports, report_fd = os.pipe()
     its_end, our_end = socket.socketpair()
     for stream in (sys.stdout, sys.stderr):
@@ -176,7 +180,7 @@ def _run(job: _Job, on_remark: Callable[[str], None]) -> Outcome:
             if our_end.recv(1):  # it has its namespaces
                 remark = map_ids(pid)
                 if remark is not None:
-                    on_remark(remark)
+                    job.on_remark(remark)
                 our_end.send(b"\0")
     finally:
         status = wait_and_forward(pid, _passed_on(pid))
@@ -188,7 +192,7 @@ def _run(job: _Job, on_remark: Callable[[str], None]) -> Outcome:
         raise MountError(
             f"the server of the image was killed ({signal.Signals(os.WTERMSIG(status)).name}), and the command with it"
         )
-    return Outcome(exit_status(status), said.text if isinstance(said, NotRun) else None)
+    return ShellOutcome(exit_status(status), said.text if isinstance(said, NotRun) else None)
 
 
 def _passed_on(pid: int) -> Callable[[signal.struct_siginfo], bool]:
@@ -261,11 +265,15 @@ def _enter_namespaces() -> None:
     try:
         namespace.unshare(namespace.CLONE_NEWUSER | namespace.CLONE_NEWNS)
     except OSError as error:
-        raise UnsupportedError(
-            f"this user may not have a user namespace: {error.strerror}",
-            hint="see the sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and "
-            "kernel.apparmor_restrict_unprivileged_userns",
-        ) from error
+        raise _refused("have a user namespace", error) from error
+
+
+def _refused(what: str, error: OSError) -> UnsupportedError:
+    return UnsupportedError(
+        f"this user may not {what}: {error.strerror}",
+        hint="see the sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and "
+        "kernel.apparmor_restrict_unprivileged_userns",
+    )
 
 
 class _Server:
@@ -280,7 +288,10 @@ class _Server:
 
     def run(self) -> int:
         """Run the command; its exit status."""
-        namespace.mount("", "/", "", namespace.MS_REC | namespace.MS_SLAVE)
+        try:
+            namespace.mount("", "/", "", namespace.MS_REC | namespace.MS_SLAVE)
+        except OSError as error:
+            raise _refused("mount anything in a user namespace", error) from error
         go, ours = os.pipe()
         keeper = os.fork()  # now, while there is one thread
         if keeper == 0:
@@ -300,7 +311,6 @@ class _Server:
         job, stage = self._job, self._job.stage
         started = False
         try:
-            os.umask(0o022)
             stage.prepare()
             thread = threading.Thread(target=self._serve, name="mount", daemon=True)
             thread.start()
@@ -317,6 +327,9 @@ class _Server:
             raise self._failure
         if started and status == 0 and job.on_success is not None and not self._is_orphan():
             with _interruptible():
+                lost = hidden_xattrs(stage.upper, job.image.tree, stage.hides_xattr)
+                if lost:
+                    job.on_remark(_lost(lost))
                 job.on_success(stage.upper)
         return status
 
@@ -358,6 +371,19 @@ class _Server:
 
     def _is_orphan(self) -> bool:
         return os.getppid() != self._parent
+
+
+def _lost(paths: Sequence[bytes]) -> str:
+    from puzzlefs.builder.source import printable  # noqa: PLC0415  loaded with what commits
+
+    others = f" and {len(paths) - 1} others" if len(paths) > 1 else ""
+    return (
+        f"/{printable(paths[0])}{others}: extended attributes that only the host's root may set are not in the commit"
+    )
+
+
+def _nothing(_text: str) -> None:
+    pass
 
 
 @contextlib.contextmanager

@@ -148,10 +148,13 @@ def _be_process_one(command: Command, alive: int) -> NoReturn:
     try:
         namespace.die_with_parent(signal.SIGKILL)
         if os.read(alive, 1):  # else the keeper was gone before that took effect
+            _close_private_descriptors(except_for=command.report_fd)
+            os.umask(0o022)
             enter(command.root, command.places, command.resolv_conf)
             child = os.fork()
             if child == 0:
                 _be_command(command)
+            os.close(command.report_fd)
             status = exit_status(wait_and_forward(child))
     except BaseException as error:  # noqa: BLE001  as above
         report(command.report_fd, error)
@@ -165,7 +168,6 @@ def _be_command(command: Command) -> NoReturn:
     try:
         with contextlib.suppress(OSError):  # those of the caller have no names here, where they may be dropped
             os.setgroups([])
-        os.umask(0o022)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, command.signal_mask)
@@ -193,6 +195,16 @@ def _environment(given: Mapping[str, str]) -> dict[str, str]:
         "SHELL": shell if shell.startswith("/") and os.access(shell, os.X_OK) else _SHELL,
         "PWD": "/",
     }
+
+
+def _close_private_descriptors(*, except_for: int) -> None:
+    """Close what is open for us and not for the command, which could reach the host through ``/proc/1/fd``."""
+    with os.scandir("/proc/self/fd") as entries:
+        numbers = [int(entry.name) for entry in entries]
+    for fd in numbers:
+        with contextlib.suppress(OSError):  # that of the listing itself is gone
+            if fd != except_for and not os.get_inheritable(fd):
+                os.close(fd)
 
 
 def _ended_children() -> list[tuple[int, int]]:
