@@ -19,6 +19,7 @@ from support import forge as f
 from puzzlefs.errors import FormatError
 from puzzlefs.model import Directory, DirEntry, Fifo, Inode, Kind, MetadataLayer, Symlink, Whiteout, kind_of
 from puzzlefs.vfs import Tree
+from puzzlefs.vfs import stack as stack_module
 from puzzlefs.vfs.changes import layer_changes
 from puzzlefs.wire import codec_for
 
@@ -98,9 +99,15 @@ def names_of(stack: list[Layer], ino: int) -> dict[bytes, int]:
 
 
 def trees_of(stack: list[Layer]) -> list[Tree]:
-    """The stack as the library keeps it: decoded, and read from the bytes of version 3."""
+    """The stack as the library keeps it: decoded, and read from the bytes of version 3; and that once more as if its
+    layers were large."""
     message = codec_for(3).encode_rootfs(layers=stack, metadata_refs=(), verity={})
-    return [Tree([MetadataLayer(layer) for layer in stack]), Tree(codec_for(3).decode_rootfs(message).tables)]
+    read = codec_for(3).decode_rootfs(message)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stack_module, "_INDEXED", 0)
+        large = Tree(read.tables)
+        large.kind(1)
+    return [Tree([MetadataLayer(layer) for layer in stack]), Tree(read.tables), large]
 
 
 @given(stacks())

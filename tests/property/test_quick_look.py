@@ -75,6 +75,18 @@ def check(table: InodeTable, ino: int) -> int:
         assert not {b".", b".."} & set(names)
         assert listing.numbers == [entry.ino for entry in inode.content.entries]
         assert listing.kinds == [table.kind(number) for number in listing.numbers]
+    assert table.mentions(ino) == (inode is not None)
+    names = table.names(ino)
+    if names is not None:
+        assert inode is not None
+        assert isinstance(inode.content, Directory)
+        assert not inode.content.look_below
+        assert list(zip(*names, strict=True)) == [(entry.name, entry.ino) for entry in inode.content.entries]
+        assert len(set(names[0])) == len(names[0])
+        kinds = table.live_kinds(names[1])
+        assert listing == (None if kinds is None else (*names, kinds))
+    else:
+        assert listing is None
     if chunks is not None:
         answers += 1
         assert inode is not None
