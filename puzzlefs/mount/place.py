@@ -307,7 +307,8 @@ def read_record(top: int, point: Path) -> Record | None:
     except OSError as error:
         raise _foreign(point) from error
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != 0:  # or whoever owns the directory could plant one
             raise _foreign(point)
         data = os.read(fd, _MAX_RECORD)
     finally:

@@ -60,6 +60,12 @@ def unmount(mountpoint: Path) -> None:
 def _unmount_writable(point: Path, image: Mount | None) -> None:
     number = unmount_overlay(point)
     if number == errno.EBUSY:
+        inside = [mount.point for mount in all_mounts() if point in mount.point.parents and mount != image]
+        if inside:
+            raise MountError(
+                f"{point} is busy: something else is mounted in it, at {inside[-1]}",
+                hint=f"unmount that first: umount {inside[-1]}; or detach all of it: umount -l {point}",
+            )
         raise _busy(point, f"umount -l {point}")
     if number:
         raise MountError(f"{point} cannot be unmounted: {os.strerror(number)}")

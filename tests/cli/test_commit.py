@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import stat
 import struct
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from rootfs import os_release
-from support.writable import differences, digest_of, mounts_at, needs_root, puzzlefs, read_only, writable
+from support.writable import differences, digest_of, mounts_at, needs_root, puzzlefs, read_only, wait_for_end, writable
 
 pytestmark = [pytest.mark.cli, pytest.mark.mount, needs_root]
 
@@ -159,6 +160,7 @@ def _change_attributes(root: Path) -> None:
     os.setxattr(root / "etc", "system.posix_acl_access", _acl(1000))
     os.setxattr(root / "many" / "file-1", "system.posix_acl_access", _acl(2000))
     (root / "attributes" / "inherits").write_text("the default ACL")
+    subprocess.run(["chattr", "+i", root / "attributes" / "file"], check=False)  # a matter of the mount
     os.utime(root / "bin" / "ping", ns=(1, 1_234_567_890_123_456_789))
     os.utime(root / "moved" / "link", ns=(1, 987_654_321), follow_symlinks=False)
     root.chmod(0o711)
@@ -327,6 +329,30 @@ def test_an_upper_directory_that_was_moved(image: str, tmp_path: Path) -> None:
         upper.rmdir()
         (tmp_path / "elsewhere").rename(upper)
         digest_of(puzzlefs("commit", mount.path, "new"))
+
+
+def test_after_the_server_died(image: str, tmp_path: Path) -> None:
+    """What was written is not lost with it."""
+    with writable(image, tmp_path / "mnt") as mount:
+        (mount.path / "etc" / "new").write_text("new")
+        os.kill(mount.pid, signal.SIGKILL)
+        wait_for_end(mount.pid)
+        digest_of(puzzlefs("commit", mount.path, "new"))
+    with read_only(_tag(image, "new"), tmp_path / "new") as shown:
+        assert (shown / "etc" / "new").read_text() == "new"
+
+
+@pytest.mark.parametrize("is_persistent", [False, True])
+def test_what_cannot_be_committed_is_named(image: str, tmp_path: Path, is_persistent: bool) -> None:
+    upper = tmp_path / "upper" if is_persistent else tmp_path / "mnt" / "upper"
+    with writable(image, tmp_path / "mnt", how=upper if is_persistent else "-w") as mount:
+        (mount.path / "etc" / "new").write_text("new")
+        mark = f"setfattr -n trusted.overlay.metacopy -v y {upper}/etc/new"
+        below = "" if is_persistent else f"umount -l {mount.path} && "
+        subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", below + mark], check=True)
+        message = _refused(7, mount.path, "new")
+        assert f"{upper}/etc/new: " in message
+        assert "/proc/" not in message
 
 
 def test_a_layout_that_was_moved(image: str, tmp_path: Path) -> None:

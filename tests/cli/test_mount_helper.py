@@ -6,6 +6,7 @@ import getopt
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ INSTALLED = Path("/sbin/mount.puzzlefs")
         (["i:t", "/m", "-sn", "-v", "-o", "a", "-o", "b"], ["mount", "-o", "dev,suid,a,b", "--", "i:t", "/m"]),
         (["-o", "ro", "i:t", "/m"], ["mount", "-o", "dev,suid,ro", "--", "i:t", "/m"]),
         (["i:t", "/m", "-t", "puzzlefs", "-N", "ns"], ["mount", "-o", "dev,suid", "--", "i:t", "/m"]),
+        (
+            ["i:t", "/m", "-o", "rw,writable,nodev"],
+            ["mount", "--writable", "-o", "dev,suid,rw,nodev", "--", "i:t", "/m"],
+        ),
+        (["i:t", "/m", "-o", "persist=/u,rw"], ["mount", "--persist=/u", "-o", "dev,suid,rw", "--", "i:t", "/m"]),
+        (
+            ["i:t", "/m", "-o", r"persist=-a\,b,fsname=c\,d"],
+            ["mount", "--persist=-a,b", "-o", r"dev,suid,fsname=c\,d", "--", "i:t", "/m"],
+        ),
         (["i:t", "/m", "-f"], None),
     ],
 )
@@ -60,6 +70,7 @@ def test_mount_finds_the_image_in_an_fstab(tmp_path: Path) -> None:
             assert " fuse.puzzlefs ro,nodev,relatime," in line
         finally:
             subprocess.run(["umount", target], check=True, timeout=60)
+        _a_line_that_persists(tmp_path, target)
         missing = subprocess.run(
             ["mount", "-t", "puzzlefs", f"{tmp_path}/images:nope", target],
             check=False,
@@ -71,3 +82,18 @@ def test_mount_finds_the_image_in_an_fstab(tmp_path: Path) -> None:
         assert "has no tag 'nope'" in missing.stderr
     finally:
         INSTALLED.unlink()
+
+
+def _a_line_that_persists(tmp_path: Path, target: Path) -> None:
+    table = tmp_path / "fstab.persist"
+    table.write_text(f"{tmp_path}/images:t {target} puzzlefs rw,persist={tmp_path}/upper 0 0\n")
+    for _ in range(2):
+        subprocess.run(["mount", "-T", table, target], check=True, timeout=60)
+        with open(target / "file", "a") as file:
+            file.write(" and more")
+        subprocess.run(["umount", target], check=True, timeout=60)
+    assert (tmp_path / "upper" / "file").read_text() == "content and more and more"
+    deadline = time.monotonic() + 20
+    while os.listdir(target):  # what umount(8) does not know of goes by itself
+        assert time.monotonic() < deadline, os.listdir(target)
+        time.sleep(0.02)

@@ -201,6 +201,63 @@ def test_busy_is_left_whole(image: str, tmp_path: Path) -> None:
         (mount.path / "still").write_text("writable")
 
 
+def test_busy_because_of_a_mount_in_it(image: str, tmp_path: Path) -> None:
+    with writable(image, tmp_path / "mnt") as mount:
+        inside = mount.path / "etc"
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inside], check=True)
+        try:
+            result = puzzlefs("umount", mount.path, check=False)
+            assert result.returncode == 7
+            assert f"umount {inside};" in result.stderr
+        finally:
+            subprocess.run(["umount", inside], check=True)
+
+
+def test_what_cannot_be_removed(image: str, tmp_path: Path) -> None:
+    with writable(image, tmp_path / "mnt") as mount:
+        stubborn = mount.path / "etc" / "stubborn"
+        stubborn.write_text("x")
+        left = mount.path / "upper" / "etc" / "stubborn"
+        below = f"umount -l {mount.path} && chattr +i {left}"
+        command = ["unshare", "-m", "--propagation", "private", "sh", "-c", below]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("the file system has no immutable files")
+        result = puzzlefs("umount", mount.path, check=False)
+        try:
+            assert result.returncode == 7
+            assert f"{mount.path}/upper cannot be removed: stubborn: " in result.stderr
+            assert mounts_at(mount.path) == []
+        finally:
+            subprocess.run(["chattr", "-i", left], check=True)
+        mount.log_file.write_text("")  # the server complained, too
+        puzzlefs("umount", mount.path)
+        assert os.listdir(mount.path) == []
+
+
+@pytest.mark.parametrize("propagation", ["shared", "private", "slave"])
+def test_however_mounts_propagate(image: str, tmp_path: Path, propagation: str) -> None:
+    """With systemd everything is shared: a second view of the directory gets all mounts, and must lose them."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for path in (one, two):
+        path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", one], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", one], check=True)
+        subprocess.run(["mount", "--bind", one, two], check=True)
+        subprocess.run(["mount", f"--make-{propagation}", one], check=True)
+        with writable(image, one / "mnt") as mount:
+            (mount.path / "new").write_text("new")
+            before = mounts_at(tmp_path)
+            digest_of(puzzlefs("commit", mount.path, "propagated"))
+            assert mounts_at(tmp_path) == before
+            assert (two / "mnt" / "new").exists() == (propagation == "shared")
+        assert [kind for kind, _ in mounts_at(tmp_path)] == ["tmpfs", "tmpfs"]
+        assert os.listdir(one / "mnt") == []
+    finally:
+        for path in (two, one):
+            subprocess.run(["umount", "-R", "-l", path], check=False)
+
+
 def test_umount_through_a_link(image: str, tmp_path: Path) -> None:
     link = tmp_path / "link"
     with writable(image, tmp_path / "mnt") as mount:
@@ -383,6 +440,11 @@ def test_a_file_system_that_cannot_hold_changes(image: str, tmp_path: Path, engi
         assert "--persist" in message
         assert os.listdir(lower.path / "mnt") == []
         assert len(mounts_at(lower.path)) == 2
+        fifo = tmp_path / "ready"
+        os.mkfifo(fifo)
+        with subprocess.Popen(["head", "-c1", fifo], stdout=subprocess.PIPE) as reader:
+            _refused(7, "-w", "--engine", engine, "-i", fifo, image, lower.path / "mnt")
+            assert reader.communicate(timeout=20)[0] == b"f"
         upper = lower.path / "upper"
         (tmp_path / "mnt").mkdir()
         assert str(upper) in _refused(7, "-p", upper, image, tmp_path / "mnt")
@@ -433,7 +495,15 @@ def test_the_record(image: str, tmp_path: Path) -> None:
     """What lies below the overlay says what is mounted; other programs may read it."""
     with writable(image, tmp_path / "mnt", how=tmp_path / "upper") as mount:
         below = subprocess.run(
-            ["unshare", "-m", "sh", "-c", f"umount -l {mount.path} && cat {mount.path}/puzzlefs.json"],
+            [
+                "unshare",
+                "-m",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                f"umount -l {mount.path} && cat {mount.path}/puzzlefs.json",
+            ],
             check=True,
             capture_output=True,
         )
