@@ -330,6 +330,8 @@ def test_commit_holds_what_chroot_would_have_left(
     assert shown == expected
     old = {path: shown.mtime_ns for path, shown in listing(changed, mtime=True).items() if shown.mtime_ns == _OLD_NS}
     got = {path: shown.mtime_ns for path, shown in listing(tmp_path / "got", mtime=True).items()}
+    if "fuse-overlayfs" in options:  # a directory gets a new time from it when something in it is copied up
+        old = {path: time for path, time in old.items() if not (changed / os.fsdecode(path)).is_dir()}
     assert len(old) > 20
     assert {path: got[path] for path in old} == old
     assert (tmp_path / "got/data/empty").stat().st_mtime == 1_000_000_000
