@@ -34,9 +34,18 @@ class Editor:
 
     def _place(self) -> Path:
         """A path, whose parent is made if it can be."""
-        parent = self._root / self._rnd.choice(_DIRECTORIES)
+        parent = self._directory(self._rnd.choice(_DIRECTORIES))
         parent.mkdir(parents=True, exist_ok=True)
         return parent / self._rnd.choice(_NAMES)
+
+    def _directory(self, name: str) -> Path:
+        """A directory that is there or can be made; never one behind a symlink, which could lead anywhere."""
+        path = self._root
+        for part in Path(name).parts:
+            path /= part
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
+                raise NotADirectoryError(path)
+        return path
 
     def _old(self) -> Path:
         """Something that is there."""
@@ -44,16 +53,19 @@ class Editor:
         return self._rnd.choice(found or [self._root])
 
     def _file(self) -> Path:
+        """A regular file. Nothing else is ever opened."""
         found = sorted(path for path in self._root.rglob("*") if path.is_file() and not path.is_symlink())
-        return self._rnd.choice(found or [self._root])
+        if not found:
+            raise FileNotFoundError
+        return self._rnd.choice(found)
 
     def _bytes(self) -> bytes:
         return self._rnd.randbytes(self._rnd.choice((0, 1, 100, 5000, 200_000)))
 
     def _create(self) -> None:
         path = self._place()
-        if path.is_symlink():
-            path.unlink()
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            path.unlink()  # it may be a device of this machine, or a pipe that nobody reads
         path.write_bytes(self._bytes())
 
     def _write_into(self) -> None:
@@ -120,7 +132,7 @@ class Editor:
 
     def _remove_tree(self) -> None:
         if self._rnd.random() < 0.3:
-            path = self._root / self._rnd.choice(_DIRECTORIES[1:])
+            path = self._directory(self._rnd.choice(_DIRECTORIES[1:]))
             shutil.rmtree(path)
             if self._rnd.random() < 0.5:
                 path.mkdir()
