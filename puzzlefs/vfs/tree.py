@@ -23,7 +23,18 @@ from typing import Final, NamedTuple
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError, InvalidArgumentError, NotFoundError
 from puzzlefs.lru import WeightedLru
-from puzzlefs.model import ROOT_INO, Directory, Inode, InodeTable, Kind, RegularFile, Resident, Symlink, Whiteout
+from puzzlefs.model import (
+    ROOT_INO,
+    Directory,
+    Glance,
+    Inode,
+    InodeTable,
+    Kind,
+    RegularFile,
+    Resident,
+    Symlink,
+    Whiteout,
+)
 from puzzlefs.vfs.attributes import Attributes, attributes_at_a_glance, attributes_of
 from puzzlefs.vfs.links import Links, count_links
 from puzzlefs.vfs.plan import MAX_FILE_SIZE, FileMap, ReadPlan
@@ -73,7 +84,10 @@ class Tree:
         """
         self._stack = stack = LayerStack(layers)
         self._top = stack.layers[0] if stack.layers else None
-        self._owner = stack.owner if len(stack.layers) != 1 else _always(stack.layers[0])
+        self._owner: Callable[[int], InodeTable] = stack.owner
+        self._glance: Callable[[int], Glance | None] = lambda ino: stack.owner(ino).glance(ino)
+        if self._top is not None and len(stack.layers) == 1:  # most images: there is nothing to decide
+            self._owner, self._glance = partial(_first, self._top), self._top.glance
         self.max_entries = max_entries
         self._entries: WeightedLru[int, tuple[Entry, ...]] = WeightedLru(_ENTRY_CACHE)
         self._maps: WeightedLru[int, FileMap] = WeightedLru(_MAP_CACHE)
@@ -116,7 +130,7 @@ class Tree:
             NotFoundError: as ``inode``.
             FormatError: as ``inode``; also for sizes and device numbers that cannot be.
         """
-        if (glance := self._owner(ino).glance(ino)) is not None:
+        if (glance := self._glance(ino)) is not None:
             if glance.kind == Kind.DIRECTORY:
                 return attributes_at_a_glance(ino, glance, 2 + self._count_subdirectories(ino))
             return attributes_at_a_glance(ino, glance, (self._links or self.links()).shared.get(ino, 1))
@@ -137,7 +151,7 @@ class Tree:
             FormatError: as ``inode``; also for names that cannot be.
         """
         result: dict[bytes, bytes] = {}
-        if self._owner(ino).glance(ino) is not None:
+        if self._glance(ino) is not None:
             return result  # the ordinary inode has none
         for xattr in self.inode(ino).xattrs:
             if not xattr.key or b"\0" in xattr.key or len(xattr.key) > MAX_NAME_LENGTH:
@@ -324,12 +338,14 @@ class Tree:
         if (found := table.names(ino)) is not None:
             names, numbers = found
             # what the topmost layer says is so; what another one says, those above it may have changed
-            kinds = (table.live_kinds(numbers) if table is self._top else None) or self._stack.kinds(numbers)
+            kinds = table.live_kinds(numbers) if table is self._top else None
+            if kinds is None:
+                kinds = self._stack.kinds(numbers)
             rows = zip(names, numbers, kinds, strict=True)
             entries = tuple(map(_entry, rows if names == sorted(names) else sorted(rows)))
-            if Kind.WHITEOUT in kinds:
-                return tuple([entry for entry in entries if entry.kind is not Kind.WHITEOUT])
-            return entries
+            if Kind.WHITEOUT not in kinds:
+                return entries
+            return tuple([entry for entry in entries if entry.kind is not Kind.WHITEOUT])
         inode = table.find(ino)
         if inode is None or isinstance(inode.content, Whiteout):
             raise NotFoundError(f"the image has no inode {ino}")
@@ -425,8 +441,8 @@ _entry: Callable[[Iterable[object]], Entry] = partial(tuple.__new__, Entry)
 """An ``Entry`` of three values; three times as quick as calling the class."""
 
 
-def _always(table: InodeTable) -> Callable[[int], InodeTable]:
-    return lambda _: table
+def _first(table: InodeTable, _ino: int) -> InodeTable:
+    return table
 
 
 def _name(entry: Entry) -> bytes:
