@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import json
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,9 @@ say so if it was not built with the defaults.
 example:
   puzzlefs canonicalize images:debian debian-flat
 """
+
+_MANY = 64
+"""Chunks from which on it is no accident that most of them are new."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -97,6 +101,12 @@ def run(args: argparse.Namespace) -> int:
             chunker=args.chunker,
             digest=args.digest,
             progress=progress,
+        )
+    if not args.quiet and report.chunks >= _MANY and report.new_chunks * 2 > report.chunks:
+        print(
+            "puzzlefs: most chunks did not fit and were stored anew; if the image was built with --chunk-size, "
+            "--cut-at-files or --chunker, say the same here",
+            file=sys.stderr,
         )
     if args.json:
         seconds = round(report.seconds, 3)

@@ -51,7 +51,8 @@ class ChunkConverter:
     """Has the chunks of an image in a layout. A context manager; leaving it stops the workers.
 
     Attributes:
-        keys: the distinct chunks, in the order in which the metadata layers refer to them.
+        sizes: the distinct chunks, in the order in which the metadata layers refer to them, and of each how many bytes
+            of its content they use.
         changed: how many of them have other bytes now.
     """
 
@@ -76,15 +77,13 @@ class ChunkConverter:
             workers: how many threads.
         """
         self.changed = 0
-        self.keys: list[Key] = list(
-            dict.fromkeys(
-                (part.blob.digest, part.blob.compressed)
-                for layer in layers
-                for inode in layer
-                if isinstance(inode.content, RegularFile)
-                for part in inode.content.chunks
-            )
-        )
+        self.sizes: dict[Key, int] = {}
+        for layer in layers:
+            for inode in layer:
+                for part in inode.content.chunks if isinstance(inode.content, RegularFile) else ():
+                    blob = part.blob
+                    key = (blob.digest, blob.compressed)
+                    self.sizes[key] = max(self.sizes.get(key, 0), blob.offset + part.length)
         self._image = image
         self._layout = layout
         self._writer = writer
@@ -99,7 +98,7 @@ class ChunkConverter:
         """Have all chunks in the new layout, stored as its images store them.
 
         Args:
-            progress: told how many are done.
+            progress: told how many bytes are done, of those that ``sizes`` says.
 
         Returns:
             What became of each, without those that are missing and not needed.
@@ -111,10 +110,12 @@ class ChunkConverter:
             StorageError: if one cannot be read or written.
         """
         converted: dict[Key, ConvertedChunk] = {}
-        for done, (key, found) in enumerate(self._in_order(self._convert, self.keys), 1):
+        done = 0
+        for key, found in self._in_order(self._convert, self.sizes):
             if found is not None:
                 converted[key] = found
                 self.changed += found.chunk.digest != key[0]
+            done += self.sizes[key]
             progress(done)
         return converted
 
@@ -124,12 +125,14 @@ class ChunkConverter:
         Args:
             needed: blobs besides chunks that must be there.
             others: blobs that are taken if they are there.
-            progress: told how many are done.
+            progress: told how many bytes are done, of those that ``sizes`` says.
 
         Raises:
             PuzzlefsError: as ``convert_all``.
         """
-        chunks = {digest for digest, _ in self.keys}
+        sizes: dict[Digest, int] = dict.fromkeys((*needed, *others), 0)
+        for (digest, _), size in self.sizes.items():
+            sizes[digest] = sizes.get(digest, 0) + size
 
         def take(digest: Digest) -> None:
             try:
@@ -138,7 +141,9 @@ class ChunkConverter:
                 if digest in needed or any((digest, way) in self._needed_chunks() for way in (False, True)):
                     raise
 
-        for done, _ in enumerate(self._in_order(take, [*{*chunks, *needed, *others}]), 1):
+        done = 0
+        for digest, _ in self._in_order(take, sizes):
+            done += sizes[digest]
             progress(done)
 
     def take(self, digest: Digest) -> int:

@@ -98,7 +98,8 @@ def convert(
             layers = [list(layer) for layer in image.rootfs.metadata_layers]
             with ChunkConverter(image, layers, layout, writer, version=format_version, workers=count) as chunks:
                 if format_version == image.version:
-                    committed = _copy(image, chunks, layout, writer, target.tag, report)
+                    inodes = sum(map(len, layers))
+                    committed = _copy(image, chunks, layout, writer, target.tag, inodes, report)
                 else:
                     committed = _rewrite(image, layers, chunks, layout, writer, target.tag, format_version, report)
         except FormatError as error:
@@ -107,7 +108,7 @@ def convert(
         return ConvertReport(
             digest=committed.verity,
             metadata_layers=len(layers),
-            chunks=len(chunks.keys),
+            chunks=len(chunks.sizes),
             changed_chunks=chunks.changed,
             stored_bytes=writer.stored_bytes,
             seconds=time.monotonic() - started,
@@ -125,14 +126,14 @@ def _rewrite(
     report: Callable[[Progress], None],
 ) -> CommittedImage:
     """Write the image in another version."""
-    total = len(chunks.keys)
-    converted = chunks.convert_all(lambda done: report(Progress("chunks", 0, done, total)))
-    report(Progress("commit", 0, total, total))
+    inodes, total = sum(map(len, layers)), sum(chunks.sizes.values())
+    converted = chunks.convert_all(lambda done: report(Progress("chunks", inodes, done, total)))
+    report(Progress("commit", inodes, total, total))
     writer.begin_write_out()  # while the metadata are encoded
     if chunks.changed:
         layers = [[_with_new_chunks(inode, converted) for inode in layer] for layer in layers]
     verity = {one.chunk.digest: one.verity for one in converted.values()}
-    for key in chunks.keys:
+    for key in chunks.sizes:
         if key not in converted and key[0] in image.rootfs.verity:  # it is missing, and nobody needs it
             verity.setdefault(key[0], image.rootfs.verity[key[0]])
     if version != DEFAULT_VERSION:
@@ -161,6 +162,7 @@ def _copy(
     layout: Layout,
     writer: BlobWriter,
     tag: str,
+    inodes: int,
     report: Callable[[Progress], None],
 ) -> CommittedImage:
     """Take everything over as it is, the manifest included."""
@@ -169,9 +171,9 @@ def _copy(
     if image.manifest is not None:
         needed.add(image.manifest.rootfs().digest)
         others.update((image.manifest.config.digest, *(layer.digest for layer in image.manifest.layers())))
-    total = len(others | needed | {digest for digest, _ in chunks.keys})
-    chunks.take_all(needed, others, lambda done: report(Progress("chunks", 0, done, total)))
-    report(Progress("commit", 0, total, total))
+    total = sum(chunks.sizes.values())
+    chunks.take_all(needed, others, lambda done: report(Progress("chunks", inodes, done, total)))
+    report(Progress("commit", inodes, total, total))
     manifest = (image.manifest_digest, chunks.take(image.manifest_digest))
     committed = CommittedImage(image.version, image.verity_digest(), manifest, ())
     if not commit_again(layout, tag, committed, (), writer):

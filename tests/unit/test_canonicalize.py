@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -389,6 +391,14 @@ class TestDamage:
 
 
 class TestCommand:
+    @pytest.fixture(autouse=True)
+    def _as_before(self) -> Iterator[None]:
+        """A command that is run changes its process, which is this one here."""
+        handler = signal.getsignal(signal.SIGTERM)
+        yield
+        signal.signal(signal.SIGTERM, handler)
+        gc.enable()
+
     def test_it_prints_the_digest(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         tree = tree_of(tmp_path / "tree", {"a": b"a"})
         built = build(tree, f"{tmp_path}/oci:t", timestamps="keep")
@@ -398,6 +408,20 @@ class TestCommand:
         report = json.loads(capsys.readouterr().out)
         assert report["digest"] == str(built.digest)
         assert (report["chunks"], report["reused_chunks"], report["new_chunks"]) == (1, 1, 0)
+
+    @pytest.mark.parametrize("quiet", [[], ["-q"]])
+    def test_it_says_when_hardly_a_chunk_fits(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: list[str]
+    ) -> None:
+        tree = tree_of(tmp_path / "tree", {"a": random.Random(3).randbytes(3 << 20)})
+        small = StorageOptions(chunk_size=16 << 10)
+        build(tree, f"{tmp_path}/oci:t", compression=True, storage=small, format_version=2)
+        command = ["canonicalize", "-c", "--chunk-size", "16K", *quiet, f"{tmp_path}/oci:t", "same"]
+        assert main(command) == 0
+        assert capsys.readouterr().err == ""
+        command[3] = "32K"
+        assert main(command) == 0
+        assert ("--chunk-size" in capsys.readouterr().err) is (not quiet)
 
     def test_words(self, tmp_path: Path) -> None:
         def said(*words: str) -> tuple[str, str | None]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import json
 import os
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -443,6 +445,14 @@ class TestDamage:
 
 
 class TestArguments:
+    @pytest.fixture(autouse=True)
+    def _as_before(self) -> Iterator[None]:
+        """A command that is run changes its process, which is this one here."""
+        handler = signal.getsignal(signal.SIGTERM)
+        yield
+        signal.signal(signal.SIGTERM, handler)
+        gc.enable()
+
     def test_what_makes_no_sense(self, tmp_path: Path) -> None:
         forge = f.Forge(tmp_path / "oci")
         forge.image([f.directory(1)])
