@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ _CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_n
 
 _APPLETS = (
     *("sh", "cat", "chmod", "chown", "cp", "echo", "env", "false", "head", "id", "ln", "ls", "mkdir", "mkfifo"),
-    *("mknod", "mv", "pwd", "rm", "setsid", "sleep", "stat", "touch", "true", "tty"),
+    *("mknod", "mv", "pwd", "rm", "setsid", "sleep", "stat", "test", "touch", "true", "tty"),
 )
 _CHANGES = """\
 set -e
@@ -190,10 +190,12 @@ def _nothing_stays(open_directory: Path) -> Iterator[None]:
 
 def _left(open_directory: Path) -> list[str]:
     """Temporary directories of shells, and processes that have something mounted in one."""
-    found = [str(path) for name in ("tmp", "disk") for path in (open_directory / name).glob("*")]
+    places = [open_directory / name for name in ("tmp", "disk")]
+    found = [str(path) for place in places for path in place.glob("*")]
     for path in Path("/proc").glob("[0-9]*/mountinfo"):
         with contextlib.suppress(OSError):
-            if b"puzzlefs-shell-" in path.read_bytes():
+            mounts = path.read_bytes()
+            if any(os.fsencode(place / "puzzlefs-shell-") in mounts for place in places):
                 found.append(str(path))
     return found
 
@@ -534,9 +536,8 @@ def test_ctrl_c_is_for_the_command(user: Runner, image: str) -> None:
 def test_a_shell_that_survives_ctrl_c(user: Runner, image: str) -> None:
     with _on_a_terminal(user, image, "sh", "-i") as (pid, fd):
         _read_until(fd, b"# ")
-        os.write(fd, b"echo sle''eps; sleep 60\n")
+        os.write(fd, b"sh -c 'echo sle\"\"eps; exec sleep 60'\n")
         _read_until(fd, b"sleeps")
-        time.sleep(0.2)  # until sleep is what the terminal belongs to
         os.write(fd, b"\x03")
         os.write(fd, b"echo still $((40 + 2)); exit 6\n")
         _read_until(fd, b"still 42")
@@ -565,7 +566,7 @@ def test_whoever_is_killed_nothing_stays(
     status: int,
 ) -> None:
     words = [word for option in options for word in (option, str(disk))]
-    script = "setsid sleep 7654321 & echo x > /x; chown 5:5 /x; echo ready; exec cat"
+    script = "setsid sleep 7654321 & echo x > /x; chown 5:5 /x; echo ready; read line"
     with root.start(*words, image, "sh", "-c", script) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -608,6 +609,66 @@ def test_ids_that_no_map_has_stay_as_they_are(user: Runner, layout: Path, tmp_pa
     assert result.stdout.splitlines()[:2] == ["65534", "refused"]
     got = _extracted(f"{layout}:foreign", tmp_path / "got")
     assert ((got / "data/foreign").stat().st_uid, (got / "new").stat().st_uid) == (200_000, 0)
+
+
+_DRIVER = """
+import errno, os, sys
+from puzzlefs.mount import namespace, shell_stage
+lacking = sys.argv.pop(1)
+real_mount, real_check = namespace.mount, shell_stage._takes_xattrs
+def mount(source, target, fs_type, *more):
+    if fs_type == lacking:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(target))
+    real_mount(source, target, fs_type, *more)
+def takes_xattrs(directory):
+    in_memory = os.path.ismount(directory)
+    return not (lacking == "xattrs" or (lacking == "xattrs in memory" and in_memory)) and real_check(directory)
+namespace.mount, shell_stage._takes_xattrs = mount, takes_xattrs
+from puzzlefs_cli.main import run
+run()
+"""
+
+
+@pytest.fixture
+def kernel_without(user: Runner) -> Callable[[str], Runner]:
+    """``kernel_without("overlay")`` runs the command on a kernel that lacks something."""
+
+    def runner(lacking: str) -> Runner:
+        return Runner([*user.command[:-2], "-c", _DRIVER, lacking], user.environment)
+
+    return runner
+
+
+def test_a_kernel_whose_overlayfs_refuses(kernel_without: Callable[[str], Runner], image: str) -> None:
+    if shutil.which("fuse-overlayfs") is None:
+        pytest.skip("fuse-overlayfs is not installed (apt: fuse-overlayfs)")
+    kernel = kernel_without("overlay")
+    show = "while read -r a b c d; do if [ $b = / ]; then echo $c; fi; done < /proc/mounts; echo x > /etc/motd"
+    assert kernel(image, "sh", "-c", show).stdout == "fuse.fuse-overlayfs\n"
+    refused = kernel("--overlay", "kernel", image, "true")
+    assert (refused.returncode, refused.stderr) == (
+        6,
+        "puzzlefs: this kernel's overlayfs refuses: Operation not permitted; use --overlay fuse-overlayfs\n",
+    )
+
+
+def test_a_kernel_without_attributes_in_memory(
+    kernel_without: Callable[[str], Runner], image: str, open_directory: Path
+) -> None:
+    show = "echo x > /x; while read -r a b c d; do if [ $b = / ]; then echo $c; fi; done < /proc/mounts"
+    result = kernel_without("xattrs in memory")(image, "sh", "-c", show)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "overlay\n", "")
+    refused = kernel_without("xattrs")(image, "true")
+    assert refused.returncode == 6
+    assert refused.stderr == (
+        f"puzzlefs: {open_directory / 'tmp'} has no extended attributes of users, which a writable layer needs; "
+        "name a directory on ext4, XFS or btrfs: --scratch DIR\n"
+    )
+
+
+def test_where_no_new_proc_may_be_mounted(kernel_without: Callable[[str], Runner], image: str) -> None:
+    script = "test -e /proc/self/exe && echo there; echo x 2>/dev/null > /proc/sys/kernel/panic || echo refused"
+    assert kernel_without("proc")(image, "sh", "-c", script).stdout == "there\nrefused\n"
 
 
 def test_where_user_namespaces_are_forbidden(packages: tuple[str, dict[str, str]], image: str) -> None:
