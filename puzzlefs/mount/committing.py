@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Final
 from puzzlefs.blobs.host import sync_file_system
 from puzzlefs.errors import MountError, NotFoundError, PuzzlefsError, SourceError, UnsupportedError
 from puzzlefs.image import open_image
+from puzzlefs.mount import namespace
 from puzzlefs.mount.mountinfo import Mount, all_mounts, on_top
-from puzzlefs.mount.overlay import enter_private_namespace, unmount_overlay, writable_mount
-from puzzlefs.mount.place import UPPER, Record, read_record
+from puzzlefs.mount.overlay import unmount_overlay, writable_mount
+from puzzlefs.mount.place import UPPER
+from puzzlefs.mount.record import Record, read_record
 from puzzlefs.oci import make_reference
 
 if TYPE_CHECKING:
@@ -133,7 +135,8 @@ def _open_below(overlay: Mount, point: Path) -> int:
 
     def look() -> None:
         try:
-            enter_private_namespace()
+            namespace.unshare(namespace.CLONE_NEWNS)  # of this thread alone, which ends with it
+            namespace.mount("", "/", "", namespace.MS_REC | namespace.MS_PRIVATE)  # nobody else sees what follows
             number = unmount_overlay(point, detach=True)
             if number:
                 raise OSError(number, os.strerror(number))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from puzzlefs.errors import MountError, UnsupportedError
+from puzzlefs.mount import namespace
 from puzzlefs.mount.mountinfo import Mount, on_top
 from puzzlefs.mount.options import SUBTYPE, MountOptions
 
@@ -36,14 +37,8 @@ _SPECIAL: Final = frozenset(b",:\\\"'")
 _MAX_DATA: Final = 4_000
 """Bytes of options: mount(2) takes a page less one."""
 
-_MS_NOSUID: Final = 1 << 1  # <linux/mount.h>
-_MS_NODEV: Final = 1 << 2
-_MS_NOEXEC: Final = 1 << 3
-_MS_REC: Final = 1 << 14
-_MS_PRIVATE: Final = 1 << 18
-_MNT_DETACH: Final = 1 << 1
+_MNT_DETACH: Final = 1 << 1  # <linux/fs.h>
 _UMOUNT_NOFOLLOW: Final = 1 << 3
-_CLONE_NEWNS: Final = 0x00020000  # <linux/sched.h>
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +76,13 @@ def mount_overlay(
     data = _data({name: _by_descriptor(branches[name]) if _SPECIAL & {*path} else path for name, path in plain.items()})
     if len(data) > _MAX_DATA:
         data = _data({name: _by_descriptor(branch) for name, branch in branches.items()})
-    flags = 0 if options.suid else _MS_NOSUID
-    flags |= 0 if options.dev else _MS_NODEV
-    flags |= 0 if options.exec else _MS_NOEXEC
-    target = _by_descriptor(point)
-    if _libc().mount(os.fsencode(source), target, FS_TYPE.encode(), ctypes.c_ulong(flags), data) != 0:
-        raise _refused(point.path, upper.path, ctypes.get_errno())
+    flags = 0 if options.suid else namespace.MS_NOSUID
+    flags |= 0 if options.dev else namespace.MS_NODEV
+    flags |= 0 if options.exec else namespace.MS_NOEXEC
+    try:
+        namespace.mount(source, namespace.fd_path(point.fd), FS_TYPE, flags, os.fsdecode(data))
+    except OSError as error:
+        raise _refused(point.path, upper.path, error) from error
 
 
 def unmount_overlay(point: Path, *, detach: bool = False) -> int:
@@ -97,24 +93,8 @@ def unmount_overlay(point: Path, *, detach: bool = False) -> int:
         detach: whether to take it away from users too; it lives on for those until they let go of it.
     """
     flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)
-    return 0 if _libc().umount2(os.fsencode(point), flags) == 0 else ctypes.get_errno()
-
-
-def enter_private_namespace() -> None:
-    """Give the calling thread mounts of its own: those that there are, whose changes nobody else sees.
-
-    The thread must not be one that goes on with something else.
-
-    Raises:
-        OSError: if the kernel refuses.
-    """
-    libc = _libc()
-    if (
-        libc.unshare(_CLONE_NEWNS) != 0
-        or libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) != 0
-    ):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    libc = ctypes.CDLL(None, use_errno=True)
+    return 0 if libc.umount2(os.fsencode(point), flags) == 0 else ctypes.get_errno()
 
 
 def writable_mount(mounts: Sequence[Mount], point: Path) -> tuple[Mount, Mount | None] | None:
@@ -140,25 +120,21 @@ def _data(branches: dict[bytes, bytes]) -> bytes:
 
 
 def _by_descriptor(branch: Branch) -> bytes:
-    return b"/proc/self/fd/%d" % branch.fd
+    return os.fsencode(namespace.fd_path(branch.fd))
 
 
-def _refused(point: Path, upper: Path, number: int) -> MountError | UnsupportedError:
-    if number == errno.ENODEV:
+def _refused(point: Path, upper: Path, error: OSError) -> MountError | UnsupportedError:
+    if error.errno == errno.ENODEV:
         return UnsupportedError("this kernel has no overlayfs", hint="load the kernel module: modprobe overlay")
-    if number == errno.EPERM:
+    if error.errno == errno.EPERM:
         return UnsupportedError(
             f"{point} cannot be made writable: this user may not mount an overlayfs",
             hint="without root, `puzzlefs shell` runs a program in an image that it can write to",
         )
     hint = "the kernel's log (dmesg) may say more"
-    if number == errno.EINVAL:
+    if error.errno == errno.EINVAL:
         hint = (
             f"the file system of {upper} cannot hold the changes (an overlay, NFS, FUSE); name a directory on another "
             f"one with --persist; {hint}"
         )
-    return MountError(f"{point} cannot be made writable: the overlay is refused: {os.strerror(number)}", hint=hint)
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+    return MountError(f"{point} cannot be made writable: the overlay is refused: {error.strerror}", hint=hint)

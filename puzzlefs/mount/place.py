@@ -15,6 +15,8 @@ Rules:
   beginning of the next don't meet;
 * the server of a mount holds a lock on its work directory for as long as it lives, in whichever namespace that is: two
   mounts cannot have one upper directory;
+* a persistent upper directory is prepared for another image than it was written over (``origins``): the file
+  ``UPPER.work/puzzlefs.base`` says which that was;
 * a fresh upper directory gets the attributes of the image's root, because those of the upper directory are what the
   root of the mount shows. Fresh is one that is empty and has no work directory yet.
 """
@@ -25,96 +27,36 @@ import contextlib
 import enum
 import errno
 import fcntl
-import json
 import os
 import shutil
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from puzzlefs.digest import Digest
-from puzzlefs.errors import FormatError, InvalidArgumentError, MountError
+from puzzlefs.errors import InvalidArgumentError, MountError
 from puzzlefs.mount.mountinfo import mounted_at
+from puzzlefs.mount.origins import forget_origins
 from puzzlefs.mount.overlay import RO
-from puzzlefs.oci import ImageReference, make_reference
+from puzzlefs.mount.record import RECORD, Record, read_record, write_record
+from puzzlefs.oci import ImageReference
 
 UPPER: Final = "upper"
 WORK: Final = "work"
-RECORD: Final = "puzzlefs.json"
 WORK_SUFFIX: Final = ".work"
 """What follows the name of a persistent upper directory in that of its work directory."""
 
-_VERSION: Final = 1
-_MAX_RECORD: Final = 64 << 10
 _LOCK_WAIT: Final = 3.0
 """Seconds in which the server of a mount that was taken away lets go of its directories."""
 _POLL_INTERVAL: Final = 0.01
-_KERNELS_OWN: Final = frozenset({"work", "index"})
-"""What the kernel makes in a work directory."""
+_BASE: Final = "puzzlefs.base"
+_IN_WORK: Final = frozenset({"work", "index", _BASE})
+"""What may be in a work directory: what the kernel makes there, and the manifest that was mounted last."""
 _PRIVATE_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is mounted.
-
-    Attributes:
-        mount: a random word, different for each mount.
-        image: the image, its layout absolute; the tag may have moved since.
-        manifest: sha256 of the manifest that is mounted.
-        upper: the persistent upper directory, absolute; ``None``: the one in the mount point.
-        upper_id: device and inode number of the upper directory.
-        device: ``major:minor`` of the overlay, empty before there is one.
-    """
-
-    mount: str
-    image: ImageReference
-    manifest: Digest
-    upper: Path | None
-    upper_id: tuple[int, int]
-    device: str = ""
-
-    def encode(self) -> bytes:
-        """The record as bytes."""
-        return json.dumps(
-            {
-                "version": _VERSION,
-                "mount": self.mount,
-                "layout": os.fspath(self.image.layout),
-                "tag": self.image.tag,
-                "manifest": self.manifest.hex(),
-                "upper": None if self.upper is None else os.fspath(self.upper),
-                "upper_device": self.upper_id[0],
-                "upper_inode": self.upper_id[1],
-                "overlay_device": self.device,
-            }
-        ).encode()
-
-    @classmethod
-    def parse(cls, data: bytes) -> Record:
-        """The record that bytes hold.
-
-        Raises:
-            FormatError: if they are none.
-        """
-        try:
-            fields = json.loads(data)
-            if fields["version"] != _VERSION:
-                raise FormatError(f"version {fields['version']!r} of the record is not known")
-            return cls(
-                str(fields["mount"]),
-                make_reference(str(fields["layout"]), str(fields["tag"])),
-                Digest.from_hex(str(fields["manifest"])),
-                None if fields["upper"] is None else Path(str(fields["upper"])),
-                (int(fields["upper_device"]), int(fields["upper_inode"])),
-                str(fields["overlay_device"]),
-            )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise FormatError("this is no record of a writable mount") from error
 
 
 class Place:
@@ -186,6 +128,8 @@ class Place:
                 f"{self.upper_path} is in use by another writable mount",
                 hint="unmount that one first; it may be in another mount namespace, that of a container",
             )
+        if upper is not None:
+            self._prepare_for(manifest)
         status = os.fstat(self.upper_fd)
         self._write(
             Record(os.urandom(16).hex(), image, manifest, upper, (status.st_dev, status.st_ino)),
@@ -214,7 +158,7 @@ class Place:
         try:
             work.mkdir(0o700)
         except FileExistsError:
-            others = sorted({*os.listdir(work)} - _KERNELS_OWN) if work.is_dir() and not work.is_symlink() else ["?"]
+            others = sorted({*os.listdir(work)} - _IN_WORK) if work.is_dir() and not work.is_symlink() else ["?"]
             if others:
                 raise MountError(
                     f"{work} exists, and is not the work directory that {upper} needs beside it",
@@ -226,15 +170,20 @@ class Place:
             self.is_fresh = not os.listdir(upper)
         self.upper_path, self.work_path = upper, work
 
+    def _prepare_for(self, manifest: Digest) -> None:
+        """Have the upper directory refer to nothing in another image than the one that is to be mounted."""
+        fd = os.open(_BASE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.work_fd)
+        try:
+            wanted = manifest.hex().encode()
+            if os.read(fd, 2 * len(wanted)) != wanted:
+                forget_origins(self.upper_fd)
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, wanted, 0)
+        finally:
+            os.close(fd)
+
     def _write(self, record: Record) -> None:
-        temporary = RECORD + ".new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=self.top)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o600, dir_fd=self.top)
-        with open(fd, "wb") as file:
-            file.write(record.encode())
-        os.replace(temporary, RECORD, src_dir_fd=self.top, dst_dir_fd=self.top)
+        write_record(self.top, record)
         self._record = record
 
     def _take_back(self) -> None:
@@ -292,31 +241,6 @@ def made(point: Path, image: ImageReference, manifest: Digest, upper: Path | Non
     finally:
         place._close()
         os.close(top)
-
-
-def read_record(top: int, point: Path) -> Record | None:
-    """The record in the directory ``top``, ``None`` if there is none.
-
-    Raises:
-        MountError: if the file of its name is something else.
-    """
-    try:
-        fd = os.open(RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=top)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _foreign(point) from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != 0:  # or whoever owns the directory could plant one
-            raise _foreign(point)
-        data = os.read(fd, _MAX_RECORD)
-    finally:
-        os.close(fd)
-    try:
-        return Record.parse(data)
-    except FormatError as error:
-        raise _foreign(point) from error
 
 
 class LeftOver(enum.Enum):
@@ -403,10 +327,3 @@ def _lock(fd: int, patience: float) -> bool:
             time.sleep(_POLL_INTERVAL)
         else:
             return True
-
-
-def _foreign(point: Path) -> MountError:
-    return MountError(
-        f"{point / RECORD} exists, and is not the record of a writable mount",
-        hint="move it away, or mount somewhere else",
-    )

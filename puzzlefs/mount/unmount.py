@@ -75,7 +75,7 @@ def _unmount_writable(point: Path, image: Mount | None) -> None:
 
 def _clear_rest(mounts: list[Mount], point: Path) -> bool:
     """Clear away a writable mount without an overlay; whether there is one."""
-    from puzzlefs.mount.place import read_record  # noqa: PLC0415  whoever mounts or unmounts an image does not pay for it
+    from puzzlefs.mount.record import read_record  # noqa: PLC0415  whoever mounts or unmounts an image does not pay for it
 
     try:
         top = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -109,6 +109,36 @@ def test_attributes_of_the_root_persist(image: str, tmp_path: Path) -> None:
         assert stat.S_IMODE(mount.path.stat().st_mode) == 0o700
 
 
+def test_a_persistent_directory_over_another_image(image: str, tmp_path: Path) -> None:
+    """The kernel notes in an upper directory which lower files it comes from; other files have their numbers then."""
+    names = [f"file-{number}" for number in range(20)]
+    for tag, prefix in (("one", "a"), ("two", "b")):
+        source = tmp_path / tag
+        (source / "dir").mkdir(parents=True)
+        for name in names:
+            (source / "dir" / f"{prefix}-{name}").write_text(f"{prefix} {name}")
+            (source / f"{prefix}-{name}").symlink_to("target")
+        puzzlefs("build", source, f"{tmp_path}/images:{tag}")
+    upper, path = tmp_path / "upper", tmp_path / "mnt"
+    with writable(f"{tmp_path}/images:one", path, how=upper):
+        for name in names:
+            with open(path / "dir" / f"a-{name}", "a") as file:
+                file.write(" and more")
+            os.chown(path / f"a-{name}", 1, 1, follow_symlinks=False)
+    for tag, prefixes in (("two", "ab"), ("one", "a"), ("two", "ab")):
+        with writable(f"{tmp_path}/images:{tag}", path, how=upper):
+            shown = {path / "dir" / f"{prefix}-{name}" for prefix in prefixes for name in names}
+            assert set((path / "dir").iterdir()) == shown
+            assert (
+                len({(file.lstat().st_dev, file.lstat().st_ino) for file in shown | set(path.iterdir())})
+                == len(shown) * 2 + 1
+            )
+            assert {file.read_text() for file in shown} == {
+                f"{prefix} {name}{' and more' if prefix == 'a' else ''}" for prefix in prefixes for name in names
+            }
+            digest_of(puzzlefs("commit", path, "committed"))
+
+
 @pytest.mark.parametrize("name", ["a,b", "c:d", "e\\f", 'g"h', "i j\n", "ü\udcff", "k,lowerdir=x,upperdir=y"])
 def test_odd_names(image: str, tmp_path: Path, name: str) -> None:
     base = tmp_path / name
