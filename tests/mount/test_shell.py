@@ -566,7 +566,9 @@ def test_whoever_is_killed_nothing_stays(
     status: int,
 ) -> None:
     words = [word for option in options for word in (option, str(disk))]
-    script = "setsid sleep 7654321 & echo x > /x; chown 5:5 /x; echo ready; read line"
+    # once it is ready, nothing is to be started: that would fail aloud when the server is gone
+    background = "setsid sh -c 'echo ready; read line < /fifo' 2> /dev/null"
+    script = f"mkfifo /fifo; echo x > /x; chown 5:5 /x; {background} & read line"
     with root.start(*words, image, "sh", "-c", script) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
