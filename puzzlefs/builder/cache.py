@@ -54,8 +54,9 @@ from puzzlefs.image import CommittedImage, StoredChunk
 
 log = logging.getLogger("puzzlefs.builder")
 
-_MAGIC = b"PFSBC\x00\x00\x02"
-"""The last byte is the version: a change of anything below, or of ``identity_of``, needs another."""
+_MAGIC = b"PFSBC\x00\x00\x03"
+"""The last byte is the version: a change of anything below, of ``identity_of``, or of how an image is encoded needs
+another."""
 
 _head = struct.Struct("=8s32s32sQQQQ")
 _image = struct.Struct("=32s32sQ")

@@ -6,14 +6,15 @@ chunk, and its entry among the verity digests, point to the same 32 bytes, and e
 
 The message is one segment, because a pointer within a segment needs no landing pad wherever it leads::
 
-    root pointer · Rootfs · pointers to the layers · inode list of each layer · verity list
-    · what hangs on the inodes, in their order · shared names · verity digests · digests
+    root pointer · Rootfs · pointers to the layers · inode list of each layer
+    · what hangs on the inodes, in their order · shared names · verity digests · digests · verity list
 
-What is shared lies behind everything that refers to it: all pointers lead forward, as the quick reader expects. Names
-longer than ``SHARED_NAME_SIZE`` are not shared: a reader that bounds its work by the size of the message (``Ledger``)
-pays for a name each time that it is met.
+What inodes share lies behind everything that refers to it: their pointers lead forward, as the quick reader expects.
+The verity list comes last, because whoever puts a layer on top writes a new one (``on_top``) and cuts this one off.
+Names longer than ``SHARED_NAME_SIZE`` are not shared: a reader that bounds its work by the size of the message
+(``Ledger``) pays for a name each time that it is met.
 
-Sizes are known before the first word is written, so the message is made in place, in one pass.
+Sizes of all but the digests are known before the first word is written, so the message is made in place, in one pass.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from puzzlefs.model import (
     kind_of,
 )
 from puzzlefs.wire.arena import MAX_SEGMENT_WORDS
-from puzzlefs.wire.pointers import data_shape, records_shape, records_tag, struct_shape
+from puzzlefs.wire.pointers import OFFSET_MASK, data_shape, records_shape, records_tag, struct_shape
 
 SHARED_NAME_SIZE: Final = 32
 """Bytes of the longest name that entries share."""
@@ -94,8 +95,7 @@ class _Writer:
             for layer, with_mtime in zip(layers, self._with_mtime, strict=True)
         )
         self._lists = 1 + _ROOTFS_WORDS + 1 + len(layers)  # the root pointer, the layers' list
-        self._verity_list = self._lists + lists
-        self._contents = self._verity_list + 1 + 2 * len(self._verity)
+        self._contents = self._lists + lists
         self._names_start = self._contents + sum(self._content_words(inode) for layer in layers for inode in layer)
         self._values = self._names_start + self._names_size
         self._digests_start = self._values + _DIGEST_WORDS * len(self._verity)
@@ -105,7 +105,6 @@ class _Writer:
     def write(self, version: int) -> bytes:
         count = len(self._layers)
         self._pack(0, struct_shape(1, 2), version, records_shape(count, 0, 1) | 1 << 2, 0, records_tag(count, 0, 1))
-        self._pack(3, self._pointer(3, self._verity_list, records_shape(len(self._verity), 0, 2)))
         start = self._lists
         at = self._contents
         for index, (layer, with_mtime) in enumerate(zip(self._layers, self._with_mtime, strict=True)):
@@ -113,12 +112,12 @@ class _Writer:
             shape = records_shape(len(layer), 3 + with_mtime, _INODE_POINTERS)
             self._pack(pointer, self._pointer(pointer, start, shape))
             start, at = self._put_layer(start, at, layer, with_mtime)
-        self._put_verity()
         position = self._names_start << 3
         for name in self._names:
             self._words[position : position + len(name)] = name
             position += len(name) + 7 & ~7
         self._words += b"".join(self._digests)
+        self._put_verity()
         size = len(self._words) >> 3
         _check_size(size)
         return b"".join((struct.pack("<II", 0, size), self._words))
@@ -275,8 +274,11 @@ class _Writer:
 
     def _put_verity(self) -> None:
         count = len(self._verity)
-        self._pack(self._verity_list, records_tag(count, 0, 2))
-        position = self._verity_list + 1
+        start = len(self._words) >> 3
+        self._words += bytes(1 + 2 * count << 3)
+        self._pack(3, self._pointer(3, start, records_shape(count, 0, 2)))
+        self._pack(start, records_tag(count, 0, 2))
+        position = start + 1
         value = self._values
         for digest, verity in self._verity:
             self._pack(
@@ -289,10 +291,10 @@ class _Writer:
     def _digest_pointer(self, at: int, digest: Digest) -> int:
         """The pointer at ``at`` to a digest, which gets a place if it has none (where no verity digest names it)."""
         index = self._digests.setdefault(digest, len(self._digests))
-        return (self._digests_start + _DIGEST_WORDS * index - at - 1) << 2 | _DIGEST_SHAPE
+        return self._pointer(at, self._digests_start + _DIGEST_WORDS * index, _DIGEST_SHAPE)
 
     def _pointer(self, at: int, to: int, shape: int) -> int:
-        return (to - at - 1) << 2 | shape
+        return (to - at - 1 & OFFSET_MASK) << 2 | shape
 
     def _pack(self, at: int, *words: int) -> None:
         struct.pack_into(f"<{len(words)}Q", self._words, at << 3, *words)
