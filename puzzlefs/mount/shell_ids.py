@@ -54,9 +54,10 @@ def map_ids(pid: int) -> str | None:
     Raises:
         MountError: if the kernel refuses even this user's own id.
     """
-    if os.geteuid() == 0 and _map_all(pid):
-        return None
-    reasons = [reason for kind in (_GROUPS, _USERS) if (reason := _map(pid, kind)) is not None]
+    reasons = []
+    for kind in (_GROUPS, _USERS):
+        if not (os.geteuid() == 0 and _map_all(pid, kind)) and (reason := _map(pid, kind)) is not None:
+            reasons.append(reason)
     if not reasons:
         return None
     return f"only files of uid 0 and gid 0 can be written, the others show as nobody's: {reasons[-1]}"
@@ -82,29 +83,23 @@ def ranges_from_one(own: int, subordinate: Iterable[tuple[int, int]]) -> list[Id
     return ranges
 
 
-def has_groups(pid: int | str = "self") -> bool:
-    """Whether processes in the user namespace of ``pid`` may change their groups (setgroups(2))."""
-    return Path(f"/proc/{pid}/setgroups").read_text().strip() == "allow"
-
-
-def _map_all(pid: int) -> bool:
+def _map_all(pid: int, kind: _Kind) -> bool:
     """Map every id that there is out here to itself; false if this root may not."""
-    for kind in (_GROUPS, _USERS):
-        ranges = []
-        for line in Path(f"/proc/self/{kind.map_file}").read_text().splitlines():
-            inside, _, count = map(int, line.split())
-            ranges.append(IdRange(inside, inside, count))
-        try:
-            _write(pid, kind, ranges)
-        except OSError:
-            return False
+    ranges = []
+    for line in Path(f"/proc/self/{kind.map_file}").read_text().splitlines():
+        inside, _, count = map(int, line.split())
+        ranges.append(IdRange(inside, inside, count))
+    try:
+        _write(pid, kind, ranges)
+    except OSError:
+        return False
     return True
 
 
 def _map(pid: int, kind: _Kind) -> str | None:
     """Map what this user has of one kind; why that is only the own id, if it is."""
-    own, name = (os.geteuid(), _user_name()) if kind is _USERS else (os.getegid(), _user_name())
-    reason = _map_subordinate(pid, kind, own, [name, str(os.geteuid())])
+    own = os.geteuid() if kind is _USERS else os.getegid()
+    reason = _map_subordinate(pid, kind, own, [_user_name(), str(os.geteuid())])
     if reason is None:
         return None
     try:

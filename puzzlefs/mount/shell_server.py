@@ -36,9 +36,15 @@ class Job:
     """What the caller wants; see ``run_in_image``.
 
     Attributes:
+        image: an open image.
         words: the command.
+        environment: its variables.
+        engine: who serves the image.
+        overlay: who makes it writable.
         stage: where its root is to be put together.
         signal_mask: the signals that the command has blocked.
+        on_remark: who is told what a user should know.
+        on_success: who takes what was written, if the command ends with 0.
     """
 
     image: Image
