@@ -11,6 +11,7 @@ costs a look at its references. Chunks that are larger than any builder's are re
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -181,11 +182,7 @@ class ContentReader:
                     self._border(file)
                     last = file
                     budget = LoadBudget(_FREE_LOAD + _LOAD_FACTOR * file.size)
-                try:
-                    self._append(part, loader, budget)
-                except PuzzlefsError as error:
-                    error.message = f"cannot read {file.shown()} of {self._image.reference}: {error.message}"
-                    raise
+                self._append(file, part, loader, budget)
         self._border(last)
         self._append_zeros()
         self._cutter.finish()
@@ -210,13 +207,14 @@ class ContentReader:
             self._append_zeros()
             self._cutter.border()
 
-    def _append(self, part: FileChunk, loader: _Loader, budget: LoadBudget) -> None:
+    def _append(self, file: ImageFile, part: FileChunk, loader: _Loader, budget: LoadBudget) -> None:
         blob, length = part.blob, part.length
         key = (blob.digest, blob.compressed)
-        loaded = loader.take(key, budget)
+        with self._naming(file):
+            loaded = loader.take(key, budget)
         end = blob.offset + length
         if loaded is None or end > len(loaded.content):
-            self._append_in_place(part, budget)
+            self._append_in_place(file, part, budget)
         elif loaded.is_zeros:
             self._current = None
             self._zeros += length
@@ -226,13 +224,23 @@ class ContentReader:
                 self._append_bytes(view[blob.offset : end])
         self._position += length
 
-    def _append_in_place(self, part: FileChunk, budget: LoadBudget) -> None:
+    @contextlib.contextmanager
+    def _naming(self, file: ImageFile) -> Iterator[None]:
+        """Say in errors which file cannot be read."""
+        try:
+            yield
+        except PuzzlefsError as error:
+            error.message = f"cannot read {file.shown()} of {self._image.reference}: {error.message}"
+            raise
+
+    def _append_in_place(self, file: ImageFile, part: FileChunk, budget: LoadBudget) -> None:
         """Append a part of a chunk that is too large to be held, or too short for its part."""
         self._current = None
         blob = part.blob
         for start in range(0, part.length, _WINDOW):
             size = min(_WINDOW, part.length - start)
-            view = self._image.blobs.view_chunk(blob.digest, blob.compressed, blob.offset + start, size, budget)
+            with self._naming(file):
+                view = self._image.blobs.view_chunk(blob.digest, blob.compressed, blob.offset + start, size, budget)
             self._append_bytes(view)
 
     def _append_zeros(self) -> None:

@@ -76,7 +76,7 @@ def _stream(files: Iterable[Sequence[FileChunk]]) -> list[Key]:
                 continue
             blob = part.blob
             key = (blob.digest, blob.compressed)
-            if not blob.offset or reached != (key, blob.offset):
+            if reached != (key, blob.offset):
                 stream.append(key)
             reached = (key, blob.offset + part.length)
     return stream

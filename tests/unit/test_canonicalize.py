@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import forge as f
@@ -18,6 +19,7 @@ import puzzlefs
 from puzzlefs.builder import StorageOptions, build
 from puzzlefs.canonicalize import canonicalize
 from puzzlefs.canonicalize.content import USUAL_CONTENT
+from puzzlefs.delta import build_from_tree
 from puzzlefs.errors import (
     BlobNotFoundError,
     FormatError,
@@ -152,6 +154,30 @@ class TestContent:
         assert (report.new_chunks, report.stored_bytes) == (0, 0)
         assert report.content_size == sum(map(len, files.values()))
         assert report.reused_chunks > 0
+
+    @pytest.mark.parametrize("version", [1, 2, 3])
+    @pytest.mark.parametrize("compression", [False, True], ids=["plain", "compressed"])
+    def test_layers_that_were_built_on_one_another(self, tmp_path: Path, version: int, compression: bool) -> None:
+        def how(tag: str) -> dict[str, Any]:
+            times = {"format_version": version, "compression": compression, "timestamps": "keep"}
+            return {"rootfs": tree, "reference": f"{tmp_path}/oci:{tag}", **times}
+
+        files = {f"d{n % 3}/{n}": NOISE[n * 1000 :][: n * 9000] + b"text " * n * 500 for n in range(40)}
+        tree = tree_of(tmp_path / "tree", files)
+        build(**how("0"))
+        for layer in range(1, 5):
+            (tree / f"d{layer % 3}" / f"{layer * 3}").unlink(missing_ok=True)
+            (tree / "d0" / f"{layer * 6}").write_bytes(b"new text" * layer * 9000)
+            (tree / "d1" / "7").chmod(0o600 + layer)
+            (tree / f"d{(layer + 1) % 3}").rename(tree / "moved")
+            (tree / "moved").rename(tree / f"d{(layer + 1) % 3}")
+            (tree / "d2" / f"link{layer}").hardlink_to(tree / "d1" / "13")
+            with open_image(f"{tmp_path}/oci:{layer - 1}") as base:
+                build_from_tree(tree, base, f"{layer}")
+        with open_image(f"{tmp_path}/oci:4") as image:
+            assert len(image.rootfs.metadata_layers) == 5
+        report = canonicalize(f"{tmp_path}/oci:4", "flat")
+        assert report.digest == build(**how("fresh")).digest
 
     def test_only_what_does_not_line_up_is_stored(self, tmp_path: Path) -> None:
         tree = tree_of(tmp_path / "tree", {name: NOISE[n << 17 :][:200_000] for n, name in enumerate("abcdef")})
