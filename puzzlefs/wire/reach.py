@@ -93,9 +93,9 @@ class _Reach:
     def _struct(self, segment: int, at: int, pointers: int, what: str) -> tuple[int, int, int]:
         """A struct: new words, its segment, and where its pointers are; no words are new if there are too few."""
         segment, start, data_words, pointer_words = self._message.struct_at(segment, at, what)
-        total = self._mark(start, data_words + pointer_words) if pointer_words >= pointers else 0
-        total += self._pad(at)
-        return total, segment, start + data_words
+        if pointer_words < pointers:
+            return 0, segment, start
+        return self._mark(start, data_words + pointer_words) + self._pad(at), segment, start + data_words
 
     def _list(self, segment: int, at: int, what: str, follow: Callable[[int, int], int], least: int = 1) -> int:
         """A list of structs; ``follow`` gets the segment and the pointers, ``least`` or more, of each."""
@@ -105,10 +105,9 @@ class _Reach:
         if first == at:
             return 0  # an empty list of nothing
         stride = data_words + pointer_words
-        total = self._mark(first - 1, 1 + count * stride)
+        total = self._mark(first - 1, 1 + count * stride) + self._pad(at)
         if not total or pointer_words < least:
-            return total + self._pad(at)
-        total += self._pad(at)
+            return total
         return total + sum(
             [follow(segment, slot) for slot in range(first + data_words, first + count * stride, stride)]
         )
