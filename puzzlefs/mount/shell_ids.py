@@ -56,7 +56,10 @@ def map_ids(pid: int) -> str | None:
     """
     reasons = []
     for kind in (_GROUPS, _USERS):
-        if not (os.geteuid() == 0 and _map_all(pid, kind)) and (reason := _map(pid, kind)) is not None:
+        count = _map_all(pid, kind) if os.geteuid() == 0 else 0
+        if count == 1:
+            reasons.append(f"root has no further {kind.word}s in the user namespace in which this runs")
+        elif not count and (reason := _map(pid, kind)) is not None:
             reasons.append(reason)
     if not reasons:
         return None
@@ -83,8 +86,8 @@ def ranges_from_one(own: int, subordinate: Iterable[tuple[int, int]]) -> list[Id
     return ranges
 
 
-def _map_all(pid: int, kind: _Kind) -> bool:
-    """Map every id that there is out here to itself; false if this root may not."""
+def _map_all(pid: int, kind: _Kind) -> int:
+    """Map every id that there is out here to itself; how many that are, 0 if this root may not."""
     ranges = []
     for line in Path(f"/proc/self/{kind.map_file}").read_text().splitlines():
         inside, _, count = map(int, line.split())
@@ -92,8 +95,8 @@ def _map_all(pid: int, kind: _Kind) -> bool:
     try:
         _write(pid, kind, ranges)
     except OSError:
-        return False
-    return True
+        return 0
+    return sum(part.count for part in ranges)
 
 
 def _map(pid: int, kind: _Kind) -> str | None:

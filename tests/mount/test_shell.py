@@ -605,6 +605,14 @@ def test_without_further_ids_only_files_of_uid_0_are_writable(poor: Runner, imag
     assert poor("-q", image, "true").stderr == ""
 
 
+def test_root_of_a_user_namespace_with_one_id(poor: Runner, image: str) -> None:
+    inside = Runner([*_as(_USER), "unshare", "-Ur", *poor.command[len(_as(_USER)) :]], poor.environment)
+    result = inside(image, "sh", "-c", "echo x >> /etc/motd; stat -c %u /etc/motd /data/www")
+    assert result.stdout.splitlines() == ["0", "65534"]
+    assert result.stderr.endswith("root has no further uids in the user namespace in which this runs\n")
+    assert result.stderr.count("\n") == 1
+
+
 def test_ids_that_no_map_has_stay_as_they_are(user: Runner, layout: Path, tmp_path: Path) -> None:
     script = "stat -c %u /data/foreign; chmod 600 /data/foreign 2>/dev/null || echo refused; echo x > /new"
     result = user("--commit", "foreign", f"{layout}:base", "sh", "-c", script)
