@@ -51,6 +51,8 @@ WORK_SUFFIX: Final = ".work"
 
 _LOCK_WAIT: Final = 3.0
 """Seconds in which the server of a mount that was taken away lets go of its directories."""
+_TURN_WAIT: Final = 20.0
+"""Seconds in which others finish what they make or clear away in the same mount point."""
 _POLL_INTERVAL: Final = 0.01
 _BASE: Final = "puzzlefs.base"
 _IN_WORK: Final = frozenset({"work", "index", _BASE})
@@ -65,8 +67,8 @@ class Place:
     Attributes:
         point: the mount point.
         top: a descriptor of it, which goes on showing what the overlay hides.
-        upper, work: the overlay's directories, with descriptors.
-        record: what is mounted.
+        upper_path, upper_fd: the overlay's upper directory.
+        work_path, work_fd: its work directory.
         is_fresh: whether nothing has been written into ``upper`` yet.
     """
 
@@ -219,7 +221,7 @@ def made(point: Path, image: ImageReference, manifest: Digest, upper: Path | Non
     try:
         clear_left_over(top, point)
         try:
-            with _locked(top):
+            with _locked(top, point):
                 place._make(image, manifest, upper)
         except OSError as error:
             subject = error.filename or point
@@ -230,12 +232,12 @@ def made(point: Path, image: ImageReference, manifest: Digest, upper: Path | Non
         try:
             yield place
         finally:
-            with _locked(top):
+            with _locked(top, point):
                 found = read_record(top, point)
                 if found is not None and found.mount == place.record.mount:
                     _clear(top, point, found)
     except BaseException:
-        with contextlib.suppress(OSError), _locked(top):
+        with contextlib.suppress(OSError, MountError), _locked(top, point):
             place._take_back()
         raise
     finally:
@@ -267,7 +269,7 @@ def clear_left_over(top: int, point: Path) -> LeftOver:
     try:
         if work >= 0 and not _lock(work, _LOCK_WAIT):
             return LeftOver.SERVED
-        with _locked(top):
+        with _locked(top, point):
             found = read_record(top, point)
             if found is not None and found.mount == record.mount:
                 _clear(top, point, found)
@@ -308,8 +310,9 @@ def _clear(top: int, point: Path, record: Record) -> None:
 
 
 @contextlib.contextmanager
-def _locked(top: int) -> Iterator[None]:
-    fcntl.flock(top, fcntl.LOCK_EX)
+def _locked(top: int, point: Path) -> Iterator[None]:
+    if not _lock(top, _TURN_WAIT):
+        raise MountError(f"{point} is locked by another program", hint="find it with: lslocks; and try again")
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from rootfs import os_release
+from support.edits import Editor
 from support.writable import differences, digest_of, mounts_at, needs_root, puzzlefs, read_only, wait_for_end, writable
 
 pytestmark = [pytest.mark.cli, pytest.mark.mount, needs_root]
@@ -451,3 +453,28 @@ def test_real_programs(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
             assert "install ok installed" in done.stdout
         assert report["new_chunks"] < 1000
+
+
+# ---- whatever programs do
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_generations_of_random_edits(tmp_path: Path, seed: int) -> None:
+    """Edits in mount after mount; each commit shows what the mount shows, and so does its upper directory over it."""
+    rnd = random.Random(seed)
+    source = tmp_path / "source"
+    source.mkdir()
+    Editor(source, rnd).run(80)
+    layout = tmp_path / "images"
+    version = rnd.choice(["1", "2", "3"])
+    digest_of(puzzlefs("build", "--timestamps", "keep", "--format-version", version, source, f"{layout}:0"))
+    for generation in range(3):
+        upper, base, tag = tmp_path / f"upper-{generation}", f"{layout}:{generation}", f"{layout}:{generation + 1}"
+        for count in (20, 10):  # the second time over what the first left
+            with writable(base, tmp_path / "mnt", how=upper) as mount:
+                Editor(mount.path, rnd).run(count)
+                digest_of(puzzlefs("commit", mount.path, str(generation + 1)))
+                with read_only(tag, tmp_path / "new") as shown:
+                    assert differences(mount.path, shown) == []
+        with writable(tag, tmp_path / "mnt", how=upper) as mount, read_only(tag, tmp_path / "new") as shown:
+            assert differences(mount.path, shown) == []
