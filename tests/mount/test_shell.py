@@ -130,7 +130,9 @@ def packages(open_directory: Path) -> tuple[str, dict[str, str]]:
     }
     said = ""
     for name in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        words = [*_as(_USER), name, "-c", "import puzzlefs.image, puzzlefs.mount.shell, puzzlefs_cli.main, pyfuse3"]
+        # through env: what setpriv itself starts is still opened with the rights of root
+        program = "import puzzlefs.image, puzzlefs.mount.shell, puzzlefs_cli.main, pyfuse3"
+        words = [*_as(_USER), "env", name, "-c", program]
         result = subprocess.run(words, capture_output=True, text=True, env=environment, cwd="/", check=False)
         if result.returncode == 0:
             return name, environment
@@ -608,7 +610,7 @@ def test_without_further_ids_only_files_of_uid_0_are_writable(poor: Runner, imag
 def test_root_of_a_user_namespace_with_one_id(poor: Runner, image: str) -> None:
     inside = Runner([*_as(_USER), "unshare", "-Ur", *poor.command[len(_as(_USER)) :]], poor.environment)
     result = inside(image, "sh", "-c", "echo x >> /etc/motd; stat -c %u /etc/motd /data/www")
-    assert result.stdout.splitlines() == ["0", "65534"]
+    assert result.stdout.splitlines() == ["0", "65534"], result.stderr
     assert result.stderr.endswith("root has no further uids in the user namespace in which this runs\n")
     assert result.stderr.count("\n") == 1
 
