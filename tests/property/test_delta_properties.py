@@ -38,9 +38,12 @@ slow = settings(max_examples=12, deadline=None, suppress_health_check=list(Healt
 
 @contextlib.contextmanager
 def place() -> Iterator[Path]:
-    """A directory that is gone afterwards."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+    """A directory that is gone afterwards. (``TemporaryDirectory`` follows links when it fails: CVE-2023-6597.)"""
+    name = tempfile.mkdtemp(dir="/var/tmp")
+    try:
         yield Path(name)
+    finally:
+        shutil.rmtree(name)
 
 
 def check(root: Path, layout: Path, tag: str, options: dict[str, object], *, mtime: bool) -> None:
@@ -100,7 +103,7 @@ def test_layers_from_real_overlays(options: dict[str, object], seed: int) -> Non
         Editor(lower, rnd).run(30)
         build(lower, f"{layout}:l0", **options)  # type: ignore[arg-type]
         for number in range(1, _LAYERS):
-            with tempfile.TemporaryDirectory(dir=work) as inner, overlay(Path(inner), lower) as (upper, merged):
+            with place() as inner, overlay(inner, lower) as (upper, merged):
                 Editor(merged, rnd).run(10)
                 with open_image(f"{layout}:l{number - 1}") as base:
                     build_from_upper(upper, base, f"l{number}", compression=options.get("compression"))  # type: ignore[arg-type]
