@@ -6,11 +6,15 @@
     ├── IntegrityError           bytes are not what their digest says           (somebody's fault)
     ├── NotFoundError            a layout, tag, blob, inode or path is missing
     │   ├── TagNotFoundError
-    │   └── BlobNotFoundError
+    │   ├── BlobNotFoundError
+    │   └── PathNotFoundError    a path in an image (also a FileNotFoundError)
     ├── UnsafePathError          following the image would lead outside of a directory
     ├── VerityUnavailableError   this kernel or file system cannot do fs-verity
     ├── VerityNotEnabledError    it could, but this file does not have it
     ├── InvalidArgumentError     the caller asked for something that makes no sense (also a ValueError)
+    │   └── PathError            what a path in an image leads to is not what was asked for (also an OSError)
+    │       ├── PathNotDirectoryError    (also a NotADirectoryError)
+    │       └── PathIsDirectoryError     (also an IsADirectoryError)
     ├── UnsupportedError         this machine or this user cannot do what was asked
     ├── SourceError              a file of the tree being built is unreadable, or changed under us
     ├── StorageError             the host's I/O failed while an image was written or read
@@ -22,6 +26,7 @@ The groups say whose fault it is. Errors carry fields, not only text: ``message`
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 
@@ -112,6 +117,21 @@ class BlobNotFoundError(NotFoundError):
         self.digest = digest
 
 
+class PathNotFoundError(NotFoundError, FileNotFoundError):
+    """A path in an image leads to nothing.
+
+    Attributes:
+        errno: ``ENOENT``.
+        filename: the path.
+    """
+
+    def __init__(self, message: str, path: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno.ENOENT
+        self.strerror = message
+        self.filename = path
+
+
 class UnsafePathError(PuzzlefsError):
     """Following what the image says would lead outside of a directory, or through a link that it planted."""
 
@@ -126,6 +146,35 @@ class VerityNotEnabledError(PuzzlefsError):
 
 class InvalidArgumentError(PuzzlefsError, ValueError):
     """The caller asked for something that makes no sense."""
+
+
+class PathError(InvalidArgumentError, OSError):
+    """What a path in an image leads to is not what was asked for; as it is, it is one of too many symbolic links.
+
+    Attributes:
+        errno: ``ELOOP``, or that of the derived class.
+        filename: the path.
+    """
+
+    _number = errno.ELOOP
+
+    def __init__(self, message: str, path: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.errno = self._number
+        self.strerror = message
+        self.filename = path
+
+
+class PathNotDirectoryError(PathError, NotADirectoryError):
+    """A path in an image goes through, or should lead to, a directory, and something else is there."""
+
+    _number = errno.ENOTDIR
+
+
+class PathIsDirectoryError(PathError, IsADirectoryError):
+    """A path in an image leads to a directory, which has no content."""
+
+    _number = errno.EISDIR
 
 
 class UnsupportedError(PuzzlefsError):
