@@ -18,9 +18,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, starmap
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from puzzlefs.blobs import BlobVerifier, BlobWriter, Layout, LoadBudget, VerifiedBlobs, VerityMode
 from puzzlefs.blobs.host import read_bounded, storage_errors
@@ -42,6 +41,9 @@ from puzzlefs.oci import (
 from puzzlefs.verity import verity_digest
 from puzzlefs.vfs import ReadPlan, Tree
 from puzzlefs.wire import Codec, codec_for, encode_compact_rootfs, encode_on_top, rootfs_version
+
+if TYPE_CHECKING:
+    from puzzlefs.image_path import ImagePath
 
 DEFAULT_VERSION: Final = 3
 """The format version that is written unless another is asked for."""
@@ -150,6 +152,12 @@ class Image:
             return [view(piece.blob, piece.compressed, piece.offset, piece.length)]
         budget = LoadBudget(_FREE_LOAD + _LOAD_FACTOR * sum(piece.length for piece in pieces))
         return [view(piece.blob, piece.compressed, piece.offset, piece.length, budget) for piece in pieces]
+
+    def path(self, path: str | bytes = "/") -> ImagePath:
+        """A path inside the image, to be used like one of ``pathlib``: ``image.path("/etc") / "passwd"``."""
+        from puzzlefs.image_path import ImagePath  # noqa: PLC0415  whoever mounts does not need it
+
+        return ImagePath(self, path)
 
     def close(self) -> None:
         """Give the descriptors back."""
@@ -549,7 +557,7 @@ def commit_again(
     Raises:
         StorageError: as ``commit_image``.
     """
-    if not all(starmap(writer.adopt, chain((image.manifest, *image.metadata), chunks))):
+    if not writer.adopt_all([image.manifest, *image.metadata, *chunks]):
         return False
     _commit_tag(layout, tag, image.version, image.manifest, writer)
     return True

@@ -12,6 +12,9 @@ little left. The kernel reports a failed write-back once to each descriptor, so 
 A good blob is never rewritten: one that is there with the right size is left alone, or, with ``check_existing``, with
 the right content. One of a wrong size is replaced by rename, so a reader that has it open keeps what it had.
 
+A lease names the blobs that were there, and the new ones before they get their names (``lease``), so that ``gc`` beside
+a build cannot remove what its tag will name. It ends with the writer's context: whoever moves a tag does it inside.
+
 Processes forked from the one that owns the writer write through a ``delegate``; the owner takes over what they wrote.
 
 ``put`` may be called from several threads. Leaving the context without ``commit`` removes the temporary files.
@@ -25,14 +28,16 @@ import os
 import secrets
 import signal
 import threading
+from collections.abc import Collection
 from types import TracebackType
 from typing import Final, Self
 
 from puzzlefs.blobs.host import storage_errors, sync_file_system
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
+from puzzlefs.blobs.lease import Lease, Root
 from puzzlefs.blobs.transfer import transfer
 from puzzlefs.digest import Digest
-from puzzlefs.errors import PuzzlefsError, StorageError
+from puzzlefs.errors import BlobNotFoundError, PuzzlefsError, StorageError
 
 _COPY_SIZE = 1 << 20
 _WRITE_OUT_SIZE: Final = 96 << 20
@@ -60,7 +65,10 @@ class BlobWriter:
         self._pending: dict[Digest, str] = {}
         self._failed: set[Digest] = set()
         self._linked: set[str] = set()
-        self._session = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        self._token = secrets.token_hex(8)
+        self._session = TEMPORARY_PREFIX + self._token
+        self._lease: Lease | None = None
+        self._lease_lock = threading.Lock()
         self._counter = 0
         self._unsynced_size = 0
         self._write_out: threading.Thread | None = None
@@ -95,6 +103,7 @@ class BlobWriter:
             with storage_errors("write a blob to", self._layout.path):
                 if self._is_there(digest, len(data)):
                     return digest
+                self._its_lease()  # temporary files of whoever has none are left-overs
                 self._write(temporary, data)
         except BaseException:
             with self._lock:  # another thread may have been told that this blob is on its way
@@ -132,6 +141,7 @@ class BlobWriter:
                 size = os.fstat(fd).st_size
                 if self.adopt(digest, size):
                     return size
+                self._its_lease()
                 with self._lock:
                     temporary = self._next_name()
                 if transfer(fd, digest, self._layout.blobs_fd, temporary, subject):
@@ -156,6 +166,8 @@ class BlobWriter:
         other = BlobWriter(self._layout, check_existing=self._check_existing)
         other._known = set(self._known)
         other._session = self._session
+        with storage_errors("write to", self._layout.path):
+            other._lease = self._its_lease().in_fork()
         other._counter, other._step = index, count
         return other
 
@@ -204,6 +216,37 @@ class BlobWriter:
             self._known.add(digest)
         return there
 
+    def adopt_all(self, blobs: Collection[tuple[Digest, int]]) -> bool:
+        """``adopt`` for many at once; if one is missing, none is adopted.
+
+        Raises:
+            StorageError: if the host cannot tell.
+        """
+        missing = [blob for blob in blobs if blob[0] not in self._known]
+        if self._check_existing:
+            return all(self.adopt(*blob) for blob in missing)
+        with storage_errors("look for blobs in", self._layout.path):
+            if missing and not self._its_lease().claim_all(missing):
+                return False
+        self._known.update([digest for digest, _ in missing])
+        return True
+
+    def rely_on(self, manifest: Digest, *, is_rootfs: bool) -> None:
+        """Rely on an image of this layout, with everything in it, until the writer's context ends.
+
+        Args:
+            manifest: its manifest.
+            is_rootfs: whether that is a rootfs blob, as in versions 1 and 2.
+
+        Raises:
+            BlobNotFoundError: if it is not there any more.
+            StorageError: if the host cannot tell.
+        """
+        with storage_errors("write to", self._layout.path):
+            self._its_lease().name((manifest,), Root.ROOTFS if is_rootfs else Root.MANIFEST)
+            if self._layout.blob_size(manifest) is None:
+                raise BlobNotFoundError(manifest.hex(), str(self._layout.blob_path(manifest)))
+
     def begin_write_out(self) -> None:
         """Begin to put on disk what was put so far, for a caller who has other work to do before ``commit``."""
         with self._lock:
@@ -221,6 +264,8 @@ class BlobWriter:
             raise StorageError(f"blob sha256:{min(self._failed).hex()} could not be written to {self._layout.path}")
         with storage_errors("write blobs to", self._layout.path):
             directory = self._layout.blobs_fd
+            if self._pending:
+                self._its_lease().name(self._pending)
             self._end_write_out()
             sync_file_system(directory)
             if self._write_out_error is not None:
@@ -235,7 +280,7 @@ class BlobWriter:
             sync_file_system(directory)
 
     def abort(self) -> None:
-        """Remove what was written and not committed."""
+        """Remove what was written and not committed, and give up the lease."""
         self._end_write_out()
         while self._pending:
             _, temporary = self._pending.popitem()
@@ -246,6 +291,9 @@ class BlobWriter:
                 for name in os.listdir(self._layout.blobs_fd):
                     if name.startswith(self._session):
                         os.unlink(name, dir_fd=self._layout.blobs_fd)
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
 
     def __enter__(self) -> Self:
         return self
@@ -294,8 +342,17 @@ class BlobWriter:
         if self._write_out is not None:
             self._write_out.join()
 
+    def _its_lease(self) -> Lease:
+        """The lease, taken now if there is none yet."""
+        if self._lease is None:
+            with self._lease_lock:
+                if self._lease is None:
+                    self._lease = Lease(self._layout.blobs_fd, self._token)
+        return self._lease
+
     def _is_there(self, digest: Digest, size: int) -> bool:
-        if self._layout.blob_size(digest) != size:
+        """Whether a blob is there; if it is, the lease says that it is relied on."""
+        if self._layout.blob_size(digest) != size or not self._its_lease().claim(digest, size):
             return False
         return not self._check_existing or self._hash_of_existing(digest) == digest
 

@@ -135,6 +135,7 @@ class _Canonicalization:
         cutter_of = make_chunker(self.chunker, way.storage.sizes)
         inodes, total = len(found.inodes), stream.size
         with BlobWriter(layout) as writer:
+            writer.rely_on(image.manifest_digest, is_rootfs=image.manifest is None)
             with LiningPipeline(
                 stream,
                 writer,

@@ -155,7 +155,7 @@ class ChunkConverter:
         if not self._is_here:
             return self._writer.put_from(self._image.layout, digest)
         size = self._layout.blob_size(digest)
-        if size is None:
+        if size is None or not self._writer.adopt(digest, size):
             raise BlobNotFoundError(digest.hex(), str(self._layout.blob_path(digest)))
         return size
 

@@ -170,6 +170,7 @@ class _Job:
             Layout.open_or_create(base.reference.layout, base.layout.dialect) as layout,
             BlobWriter(layout, check_existing=self._check_existing) as writer,
         ):
+            writer.rely_on(base.manifest_digest, is_rootfs=base.manifest is None)
             if not layer.inodes:
                 image = self._point_to_base(layout, writer)
                 return self._reported(image, layer, writer, chunks=0, new_chunks=0, bytes_read=0)

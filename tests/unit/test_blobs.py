@@ -45,7 +45,9 @@ def layout(tmp_path: Path) -> Iterator[Layout]:
 
 
 def names(layout: Layout) -> list[str]:
-    return sorted(os.listdir(layout.path / "blobs" / "sha256"))
+    """What lies beside the leases of writers."""
+    found = os.listdir(layout.path / "blobs" / "sha256")
+    return sorted(name for name in found if not name.startswith(".lease-"))
 
 
 def reader(layout: Layout) -> VerifiedBlobs:
