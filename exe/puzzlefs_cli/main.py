@@ -31,6 +31,7 @@ _VERBS: Final = {
     "canonicalize": "canonicalize",
     "convert": "convert",
     "enable-fs-verity": "enable_verity",
+    "completion": "completion",
 }
 """The verbs in the order of the help, and the modules that run them."""
 
@@ -91,6 +92,10 @@ def _parse_with_command(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could stand here
+        from puzzlefs_cli.completion import complete  # noqa: PLC0415
+
+        complete(make_parser())
     args = parse(sys.argv[1:] if argv is None else argv)
     try:
         code: int = args.run(args)
