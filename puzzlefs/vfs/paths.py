@@ -30,8 +30,8 @@ MAX_LINKS: Final = 40
 """Symbolic links that one path may go through (Linux MAXSYMLINKS)."""
 
 MAX_PATH: Final = 1 << 16
-"""Bytes of the longest path of a directory that a walk enters: 16 times what Linux takes (PATH_MAX). Deeper trees can be
-built, but to name all that is in them takes time and room that grow with the square of the depth."""
+"""Bytes of the longest path of a directory that a walk enters: 16 times what Linux takes (PATH_MAX). Deeper trees can
+be built, but to name all that is in them takes time and room that grow with the square of the depth."""
 
 _MAX_SHOWN: Final = 200
 
