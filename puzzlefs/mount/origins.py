@@ -1,9 +1,10 @@
 """Letting an upper directory forget the image that it was written over.
 
-When overlayfs copies a file up, it notes in ``trusted.overlay.origin`` a handle of the lower file, so that the copy
-keeps the file's inode number. Over another image the same handle leads to another file, and the kernel answers ESTALE
-for both. (With ``xino=off`` it would not look at the notes; ``overlay`` says what that would cost.) Nothing but inode
-numbers depends on them.
+When overlayfs copies a file up, it notes in ``trusted.overlay.origin`` a handle of the lower file, and shows the copy
+with the number of that inode. Over another image the handle leads to another file, and the kernel answers ESTALE for
+both. Over the same image the inode is found or not, as the kernel happens to remember it, and two names of one file get
+different numbers. Without the notes every file of the upper directory has its own number. Nothing else depends on them;
+what is copied up after that gets new ones, which hold for the mount.
 """
 
 from __future__ import annotations

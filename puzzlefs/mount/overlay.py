@@ -7,8 +7,9 @@ named by a descriptor, ``/proc/self/fd/N``; all other paths are given as they ar
 An upper directory has to mean the same without its mount: to be carried elsewhere, mounted over the image again, and
 read by ``commit``. Everything is switched off that makes it depend on the lower file system's inodes (``index``,
 ``nfs_export``) or that has entries refer to others (``redirect_dir``: renaming a directory of the image gives EXDEV,
-and programs copy it; ``metacopy``: a changed owner copies the file). ``xino`` gives all files of the mount one
-``st_dev``, without which ``tar --one-file-system`` and ``du -x`` leave out what has not been written to.
+and programs copy it; ``metacopy``: a changed owner copies the file). ``xino`` is on: all files of the mount report one
+``st_dev``, without which ``du -x`` leaves files out, and a file keeps its number when it is copied up and linked. It
+has the kernel follow notes in the upper directory, which are therefore removed before that is mounted (``origins``).
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ Rules:
   beginning of the next don't meet;
 * the server of a mount holds a lock on its work directory for as long as it lives, in whichever namespace that is: two
   mounts cannot have one upper directory;
-* a persistent upper directory is prepared for another image than it was written over (``origins``): the file
-  ``UPPER.work/puzzlefs.base`` says which that was;
+* a persistent upper directory forgets the inodes of the image that it was written over (``origins``);
 * a fresh upper directory gets the attributes of the image's root, because those of the upper directory are what the
   root of the mount shows. Fresh is one that is empty and has no work directory yet.
 """
@@ -54,9 +53,8 @@ _LOCK_WAIT: Final = 3.0
 _TURN_WAIT: Final = 20.0
 """Seconds in which others finish what they make or clear away in the same mount point."""
 _POLL_INTERVAL: Final = 0.01
-_BASE: Final = "puzzlefs.base"
-_IN_WORK: Final = frozenset({"work", "index", _BASE})
-"""What may be in a work directory: what the kernel makes there, and the manifest that was mounted last."""
+_KERNELS_OWN: Final = frozenset({"work", "index"})
+"""What the kernel makes in a work directory."""
 _PRIVATE_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -131,7 +129,7 @@ class Place:
                 hint="unmount that one first; it may be in another mount namespace, that of a container",
             )
         if upper is not None:
-            self._prepare_for(manifest)
+            forget_origins(self.upper_fd)
         status = os.fstat(self.upper_fd)
         self._write(
             Record(os.urandom(16).hex(), image, manifest, upper, (status.st_dev, status.st_ino)),
@@ -160,7 +158,7 @@ class Place:
         try:
             work.mkdir(0o700)
         except FileExistsError:
-            others = sorted({*os.listdir(work)} - _IN_WORK) if work.is_dir() and not work.is_symlink() else ["?"]
+            others = sorted({*os.listdir(work)} - _KERNELS_OWN) if work.is_dir() and not work.is_symlink() else ["?"]
             if others:
                 raise MountError(
                     f"{work} exists, and is not the work directory that {upper} needs beside it",
@@ -171,18 +169,6 @@ class Place:
             self._undo.append(work)
             self.is_fresh = not os.listdir(upper)
         self.upper_path, self.work_path = upper, work
-
-    def _prepare_for(self, manifest: Digest) -> None:
-        """Have the upper directory refer to nothing in another image than the one that is to be mounted."""
-        fd = os.open(_BASE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.work_fd)
-        try:
-            wanted = manifest.hex().encode()
-            if os.read(fd, 2 * len(wanted)) != wanted:
-                forget_origins(self.upper_fd)
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, wanted, 0)
-        finally:
-            os.close(fd)
 
     def _write(self, record: Record) -> None:
         write_record(self.top, record)

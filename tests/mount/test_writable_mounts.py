@@ -195,8 +195,8 @@ def test_options_hold_for_what_a_user_sees(image: str, tmp_path: Path, options: 
                 (mount.path / "null").read_bytes()
 
 
-def test_one_device_for_all(image: str, tmp_path: Path) -> None:
-    """Programs that stay on one file system must see what was written and what was not."""
+def test_programs_that_stay_on_one_file_system(image: str, tmp_path: Path) -> None:
+    """They see what was written and what was not: all files report the same device."""
     with writable(image, tmp_path / "mnt") as mount:
         (mount.path / "etc" / "new").write_text("new")
         listed = subprocess.run(
@@ -204,6 +204,10 @@ def test_one_device_for_all(image: str, tmp_path: Path) -> None:
         )
         names = subprocess.run(["tar", "-tf", "-"], input=listed.stdout, check=True, capture_output=True).stdout
         assert {b"./etc/new", b"./etc/hostname"} <= set(names.splitlines())
+        for command in (["find", mount.path, "-xdev"], ["du", "-a", "-x", mount.path]):
+            found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            assert "etc/new" in found
+            assert "etc/hostname" in found
 
 
 def test_ready_is_told_when_it_can_be_written_to(image: str, tmp_path: Path, engine: str) -> None:
