@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, size, words
 from puzzlefs_cli.build_report import print_report, remark
-from puzzlefs_cli.progress import progress_bar
+from puzzlefs_cli.progress import add_progress_options, progress_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +139,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="read everything, and fail if a file is not what the cache says: it changed and kept its times",
     )
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no remarks, only errors")
+    add_progress_options(parser, remarks=True)
     parser.set_defaults(run=run)
 
 
@@ -176,13 +176,13 @@ def run(args: argparse.Namespace) -> int:
         cut_at_files=args.cut_at_files,
         compress_metadata=args.compress_metadata,
     )
-    with progress_bar(not args.quiet) as progress:
+    with progress_of(args) as progress:
         if args.base_layer:
             report = _build_layer(args, before, reference, storage, clamp_ns, progress)
         else:
             report = _build(args, before[0], reference, storage, clamp_ns, progress)
     if not args.quiet:
-        remark(report, timestamps=args.timestamps)
+        remark(report, timestamps=args.timestamps or (None if args.base_layer else "none"))
     print_report(report, as_json=args.json)
     return 0
 

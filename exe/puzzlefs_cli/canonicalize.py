@@ -16,7 +16,7 @@ from puzzlefs.errors import InvalidArgumentError
 from puzzlefs.oci import ImageReference, make_reference, parse_reference
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, size
 from puzzlefs_cli.build_report import print_digest
-from puzzlefs_cli.progress import progress_bar
+from puzzlefs_cli.progress import add_progress_options, progress_of
 
 _EPILOG = """\
 The result is the image that `puzzlefs build` makes of the extracted tree, with the same digest, but nothing is
@@ -74,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="how files are cut into chunks (default: fastcdc2020)",
     )
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, only errors")
+    add_progress_options(parser, remarks=False)
     parser.set_defaults(run=run)
 
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
     gc.disable()  # as for build: the objects that are made die with the process
     signal.signal(signal.SIGTERM, _interrupt)
-    with progress_bar(not args.quiet) as progress:
+    with progress_of(args) as progress:
         report = canonicalize(
             reference,
             tag,

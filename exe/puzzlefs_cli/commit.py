@@ -9,7 +9,7 @@ from types import FrameType
 
 from puzzlefs_cli.arguments import HelpFormatter, size
 from puzzlefs_cli.build_report import print_report, remark
-from puzzlefs_cli.progress import progress_bar
+from puzzlefs_cli.progress import add_progress_options, progress_of
 
 _EPILOG = """\
 The new image is a metadata layer on top of the image that is mounted, also if its tag points elsewhere by now, in the
@@ -55,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="modification times: none (everything shows 1970) or keep (default: as in the image)",
     )
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no remarks, only errors")
+    add_progress_options(parser, remarks=True)
     parser.set_defaults(run=run)
 
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     gc.disable()  # as for build: the objects that are made die with the process
     signal.signal(signal.SIGTERM, _interrupt)
-    with progress_bar(not args.quiet) as progress:
+    with progress_of(args) as progress:
         report = commit(
             args.mountpoint,
             args.tag,

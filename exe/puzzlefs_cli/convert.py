@@ -15,7 +15,7 @@ from puzzlefs.errors import InvalidArgumentError
 from puzzlefs.oci import ImageReference, make_reference, parse_reference
 from puzzlefs_cli.arguments import HelpFormatter
 from puzzlefs_cli.build_report import print_digest
-from puzzlefs_cli.progress import progress_bar
+from puzzlefs_cli.progress import add_progress_options, progress_of
 
 _EPILOG = """\
 Metadata layers are kept as they are, and so are chunks: none is cut or compressed again. An OCI directory holds either
@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("-d", "--digest", metavar="HEX", help="refuse any image but the one with this digest")
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, only errors")
+    add_progress_options(parser, remarks=False)
     parser.set_defaults(run=run)
 
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     gc.disable()  # as for build: the objects that are made die with the process
     signal.signal(signal.SIGTERM, _interrupt)
-    with progress_bar(not args.quiet) as progress:
+    with progress_of(args) as progress:
         report = convert(source, target, format_version=args.format_version, digest=args.digest, progress=progress)
     if args.json:
         seconds = round(report.seconds, 3)

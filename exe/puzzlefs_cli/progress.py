@@ -1,8 +1,15 @@
-"""A progress bar for builds, on stderr and only where that is a terminal."""
+"""How far long work is: a bar on stderr, only where that is a terminal; or, for programs, a line of JSON for each step.
+
+A line of ``--progress=json`` is an object with ``stage`` (``scan``, ``chunks``, ``commit``), ``inodes``, ``bytes_done``,
+``bytes_total`` (0 until it is known) and ``seconds`` since the beginning. There are at most ten lines a second, one for
+each new stage, and one where all bytes are done.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +21,50 @@ if TYPE_CHECKING:
 _STAGES = {"scan": "looking around", "chunks": "storing", "commit": "writing to disk"}
 _INTERVAL = 0.1
 """Seconds between two pictures."""
+
+
+def add_progress_options(parser: argparse.ArgumentParser, *, remarks: bool) -> None:
+    """Add ``-q`` and ``--progress``; ``remarks``: whether the verb says other things, too, that ``-q`` silences."""
+    what = "no progress and no remarks, only errors" if remarks else "no progress, only errors"
+    parser.add_argument("-q", "--quiet", action="store_true", help=what)
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "json", "none"),
+        default="auto",
+        help="how far it is, on stderr: auto (a bar on a terminal, the default), json (a line for each step) or none",
+    )
+
+
+@contextlib.contextmanager
+def progress_of(args: argparse.Namespace) -> Iterator[Callable[[Progress], None] | None]:
+    """As ``progress_bar``, as the options of ``add_progress_options`` say."""
+    if args.progress == "json" and not args.quiet:
+        yield _lines()
+        return
+    with progress_bar(args.progress == "auto" and not args.quiet) as progress:
+        yield progress
+
+
+def _lines() -> Callable[[Progress], None]:
+    started = time.monotonic()
+    last: tuple[str, float] = ("", 0.0)
+
+    def show(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if progress.stage == last[0] and now < last[1] + _INTERVAL and progress.bytes_done != progress.bytes_total:
+            return
+        last = progress.stage, now
+        line = {
+            "stage": progress.stage,
+            "inodes": progress.inodes,
+            "bytes_done": progress.bytes_done,
+            "bytes_total": progress.bytes_total,
+            "seconds": round(now - started, 3),
+        }
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+    return show
 
 
 @contextlib.contextmanager

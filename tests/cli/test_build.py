@@ -418,3 +418,23 @@ class TestTrouble:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == ExitCode.INTERRUPTED
         assert os.listdir(blobs) == []
+
+
+def test_progress_for_programs(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "file").write_bytes(os.urandom(500_000))
+    done = subprocess.run(
+        [sys.executable, "-m", "puzzlefs_cli", "build", "--no-cache", "--progress=json", root, f"{tmp_path}/oci:t"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    stages = [line["stage"] for line in lines]
+    assert list(dict.fromkeys(stages)) == ["scan", "chunks", "commit"]
+    assert stages == sorted(stages, key="scan chunks commit".index)
+    assert lines[-1] == {
+        "stage": "commit", "inodes": 2, "bytes_done": 500_000, "bytes_total": 500_000, "seconds": lines[-1]["seconds"]
+    }  # fmt: skip
