@@ -1,6 +1,6 @@
 """How far long work is: a bar on stderr, only where that is a terminal; or, for programs, a line of JSON for each step.
 
-A line of ``--progress=json`` is an object with ``stage`` (``scan``, ``chunks``, ``commit``), ``inodes``, ``bytes_done``,
+Lines of ``--progress=json`` are objects with ``stage`` (``scan``, ``chunks``, ``commit``), ``inodes``, ``bytes_done``,
 ``bytes_total`` (0 until it is known) and ``seconds`` since the beginning. There are at most ten lines a second, one for
 each new stage, and one where all bytes are done.
 """
