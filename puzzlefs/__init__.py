@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from puzzlefs.mount.shell import ShellOutcome, run_in_image
     from puzzlefs.mount.writable import mount_writable
     from puzzlefs.oci import ImageReference, parse_reference
+    from puzzlefs.tar import ExportReport, ImportReport, export_tar, import_tar
 
 _HOMES = {
     "BuildReport": "builder",
@@ -63,10 +64,12 @@ _HOMES = {
     "ConvertReport": "convert",
     "Digest": "digest",
     "EnableReport": "enable_verity",
+    "ExportReport": "tar",
     "ExtractReport": "extract",
     "HistoryReport": "history",
     "Image": "image",
     "ImageReference": "oci",
+    "ImportReport": "tar",
     "ShellOutcome": "mount.shell",
     "StorageOptions": "builder",
     "VerityDigest": "digest",
@@ -77,8 +80,10 @@ _HOMES = {
     "commit": "mount.committing",
     "convert": "convert",
     "enable_fs_verity": "enable_verity",
+    "export_tar": "tar",
     "extract": "extract",
     "history": "history",
+    "import_tar": "tar",
     "mount": "mount",
     "mount_writable": "mount.writable",
     "open_image": "image",
@@ -108,11 +113,13 @@ __all__ = [
     "ConvertReport",
     "Digest",
     "EnableReport",
+    "ExportReport",
     "ExtractReport",
     "FormatError",
     "HistoryReport",
     "Image",
     "ImageReference",
+    "ImportReport",
     "IntegrityError",
     "InvalidArgumentError",
     "MountError",
@@ -137,8 +144,10 @@ __all__ = [
     "commit",
     "convert",
     "enable_fs_verity",
+    "export_tar",
     "extract",
     "history",
+    "import_tar",
     "mount",
     "mount_writable",
     "open_image",

@@ -1,4 +1,4 @@
-"""Writing a file's content with its holes: aligned blocks of zeros are left out.
+"""A file's content with its holes: found while it is read; aligned blocks of zeros are left out where it is written.
 
 A long hole in an image is the same chunk of zeros many times over. Once a part of a chunk is known to hold nothing but
 zeros it is not read again, so a hole costs one look at the plan for each gigabyte, not its bytes.
@@ -7,7 +7,7 @@ zeros it is not read again, so a hole costs one look at the plan for each gigaby
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from puzzlefs.digest import Digest
@@ -28,12 +28,73 @@ _ZERO_BLOCK: Final = bytes(_BLOCK)
 _ZERO_WINDOW: Final = bytes(_WINDOW)
 
 
-class SparseWriter:
-    """Writes contents of files of one image. Not for several threads."""
+class SparseReader:
+    """Reads contents of files of one image, window by window. Not for several threads."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._zeros: dict[tuple[Digest, bool], tuple[int, int]] = {}
+
+    def windows(self, ino: int, start: int, stop: int) -> Iterator[tuple[int, bytes | None]]:
+        """The content of a regular file from ``start`` to ``stop``, in pieces.
+
+        Args:
+            ino: the inode.
+            start: where to begin.
+            stop: where to end, at most at the end of the file.
+
+        Yields:
+            Length and bytes of each piece; ``None`` for one of nothing but zeros.
+
+        Raises:
+            NotFoundError: if a blob is missing.
+            FormatError: if the image is malformed.
+            IntegrityError: if a blob is not what its name says.
+            StorageError: if the host cannot read a blob.
+        """
+        offset = start
+        window = _WINDOW
+        while offset < stop:
+            length = min(window, stop - offset)
+            plan = self._image.tree.plan(ino, offset, length)
+            if self._are_zeros(plan.pieces):
+                window = min(2 * window, _MAX_HOLE)
+                yield length, None
+            elif window > _WINDOW:
+                window = _WINDOW
+                continue
+            else:
+                data = self._image.fetch(plan)
+                if _ZERO_WINDOW.startswith(data):
+                    self._learn(plan.pieces)
+                    yield length, None
+                else:
+                    yield length, data
+            offset += length
+
+    def _are_zeros(self, pieces: Sequence[Piece]) -> bool:
+        for piece in pieces:
+            start, end = self._zeros.get((piece.blob, piece.compressed), (0, 0))
+            if piece.offset < start or piece.offset + piece.length > end:
+                return False
+        return True
+
+    def _learn(self, pieces: Sequence[Piece]) -> None:
+        if len(self._zeros) > _MAX_KNOWN_CHUNKS:
+            self._zeros.clear()
+        for piece in pieces:
+            start, end = piece.offset, piece.offset + piece.length
+            known_start, known_end = self._zeros.get((piece.blob, piece.compressed), (start, start))
+            if start <= known_end and end >= known_start:
+                start, end = min(start, known_start), max(end, known_end)
+            self._zeros[piece.blob, piece.compressed] = start, end
+
+
+class SparseWriter:
+    """Writes contents of files of one image. Not for several threads."""
+
+    def __init__(self, image: Image) -> None:
+        self._reader = SparseReader(image)
 
     def write(self, fd: int, ino: int, size: int, written: Callable[[int], None]) -> None:
         """Write the content of a regular file into an empty one.
@@ -53,41 +114,11 @@ class SparseWriter:
         """
         os.truncate(fd, size)  # first: a size that the file system cannot do fails at once
         offset = 0
-        window = _WINDOW
-        while offset < size:
-            plan = self._image.tree.plan(ino, offset, window)
-            if self._are_zeros(plan.pieces):
-                step, window = window, min(2 * window, _MAX_HOLE)
-            elif window > _WINDOW:
-                window = _WINDOW
-                continue
-            else:
-                step = window
-                data = self._image.fetch(plan)
-                if _ZERO_WINDOW.startswith(data):
-                    self._learn(plan.pieces)
-                else:
-                    _write_blocks(fd, data, offset)
-            done = min(step, size - offset)
-            offset += done
-            written(done)
-
-    def _are_zeros(self, pieces: Sequence[Piece]) -> bool:
-        for piece in pieces:
-            start, end = self._zeros.get((piece.blob, piece.compressed), (0, 0))
-            if piece.offset < start or piece.offset + piece.length > end:
-                return False
-        return True
-
-    def _learn(self, pieces: Sequence[Piece]) -> None:
-        if len(self._zeros) > _MAX_KNOWN_CHUNKS:
-            self._zeros.clear()
-        for piece in pieces:
-            start, end = piece.offset, piece.offset + piece.length
-            known_start, known_end = self._zeros.get((piece.blob, piece.compressed), (start, start))
-            if start <= known_end and end >= known_start:
-                start, end = min(start, known_start), max(end, known_end)
-            self._zeros[piece.blob, piece.compressed] = start, end
+        for length, data in self._reader.windows(ino, 0, size):
+            if data is not None:
+                _write_blocks(fd, data, offset)
+            offset += length
+            written(length)
 
 
 def _write_blocks(fd: int, data: bytes, offset: int) -> None:

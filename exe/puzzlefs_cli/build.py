@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgumentError(
             "--cross-mounts makes no sense with --upper: nothing is mounted in an upper directory"
         )
-    clamp_ns = _source_date_epoch() if args.timestamps == "clamp" else None
+    clamp_ns = source_date_epoch() if args.timestamps == "clamp" else None
     if args.verify_cache and (args.no_cache or args.base_layer):
         other = "--no-cache" if args.no_cache else "--base-layer"
         raise InvalidArgumentError(f"--verify-cache needs the cache that {other} leaves out", hint="name one of them")
@@ -273,7 +273,7 @@ def _default_cache(rootfs: str) -> Path | None:
     return None if cache.is_relative_to(Path(rootfs).resolve()) else cache
 
 
-def _source_date_epoch() -> int:
+def source_date_epoch() -> int:
     """The latest time to store, in nanoseconds (reproducible-builds.org/specs/source-date-epoch)."""
     text = os.environ.get("SOURCE_DATE_EPOCH")
     if text is None:

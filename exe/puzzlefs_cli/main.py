@@ -30,6 +30,8 @@ _VERBS: Final = {
     "history": "history",
     "canonicalize": "canonicalize",
     "convert": "convert",
+    "export": "export",
+    "import": "import_",
     "enable-fs-verity": "enable_verity",
     "completion": "completion",
 }

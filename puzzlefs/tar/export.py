@@ -1,0 +1,392 @@
+"""Image → tar archive: a walk, headers, chunks.
+
+A directory comes before what is in it: first everything that is no directory, then each directory with all that is in
+it, both in the order of their names. That is the order in which builds store files, so each chunk is loaded once; and
+programs that unpack can give a directory its attributes when they leave it. The first name of a file that has several
+brings the content, the others are hard links to it.
+
+Runs of zeros of 4 MiB and more are holes (GNU's sparse format 1.0). Whether a file has one is decided by its content
+alone, so that the same tree gives the same archive however it was cut into chunks; but only files are looked through of
+which the chunks say that there can be one: builders cut a run of zeros into equal chunks.
+
+Everything is verified before it is written out. An error in the middle leaves an archive that is incomplete: whoever
+made it has to look at the error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final, Protocol
+
+from puzzlefs.blobs import LoadBudget, VerityMode
+from puzzlefs.digest import Digest, VerityDigest
+from puzzlefs.errors import FormatError, PuzzlefsError
+from puzzlefs.image import Image, open_image
+from puzzlefs.model import Kind
+from puzzlefs.oci import ImageReference
+from puzzlefs.sparse import SparseReader
+from puzzlefs.tar.ahead import ChunksAhead
+from puzzlefs.tar.encode import (
+    BLOCK_DEVICE,
+    CHAR_DEVICE,
+    DIRECTORY,
+    FIFO,
+    HARD_LINK,
+    REGULAR,
+    SYMLINK,
+    end_of_archive,
+    member_header,
+    padding,
+    sparse_map,
+)
+from puzzlefs.vfs import Attributes, Entry, Piece
+from puzzlefs.vfs.paths import MAX_PATH, Place, join, resolve, shown
+
+SMALLEST_HOLE: Final = 4 << 20
+"""Bytes of zeros that become a hole. A change changes the archives of images that have such files."""
+
+_USUAL_PART: Final = 1 << 20
+"""Bytes of the largest chunk that builders make."""
+
+_PLAN_SIZE: Final = 64 << 20
+_FREE_LOAD: Final = 512 << 20
+_LOAD_FACTOR: Final = 8
+"""As for reading: a file of n bytes may load so many bytes of chunks, and this many times n."""
+
+_ITEMS_AHEAD: Final = 4096
+_OUTPUT_SIZE: Final = 1 << 20
+_OUTPUT_BUFFERS: Final = 512
+_MAX_WORKERS: Final = 4
+_KINDS: Final = {
+    Kind.CHAR_DEVICE: CHAR_DEVICE,
+    Kind.BLOCK_DEVICE: BLOCK_DEVICE,
+    Kind.FIFO: FIFO,
+    Kind.SYMLINK: SYMLINK,
+}
+_NO_XATTRS: Final[Mapping[bytes, bytes]] = {}
+
+
+class Output(Protocol):
+    """Where an archive goes."""
+
+    def write(self, data: bytes, /) -> int | None:
+        """Write all of ``data``, or the number of bytes that is returned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was exported.
+
+    Attributes:
+        members: members of the archive.
+        bytes: bytes of the archive.
+        content_size: bytes of regular files, holes included; each file once.
+        sockets: sockets that were left out: no archive can hold them.
+    """
+
+    members: int
+    bytes: int
+    content_size: int
+    sockets: int
+
+
+def export_tar(
+    image: Image | ImageReference | str,
+    output: Output,
+    path: bytes | str = b"/",
+    *,
+    digest: VerityDigest | str | None = None,
+    verity: VerityMode = "auto",
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ExportReport:
+    """Write what is in an image, or below a path in it, as a tar archive (pax format).
+
+    The same tree always gives the same bytes. Names begin with ``./``, which is the directory at ``path``; if that is
+    no directory, it is the only member. Contents, owners, modes, times, hard links, devices, extended attributes and
+    holes are those of the image; sockets are left out, and counted.
+
+    Args:
+        image: an open image, or the name of one.
+        output: where to; errors of it come through as they are.
+        path: what to export; symbolic links on the way are followed within the image, one at its end is not.
+        digest: the fs-verity digest that the manifest must have; only where ``image`` is a name.
+        verity: how the image is verified below that; only where ``image`` is a name.
+        workers: threads that load chunks ahead; as many as there are CPUs, up to 4, if not given.
+        progress: called now and then with the members and the bytes of content written so far.
+
+    Raises:
+        NotFoundError: if the image, one of its blobs or the path is missing.
+        FormatError: if the image is malformed.
+        IntegrityError: if data is not what its digest says.
+        StorageError: if a blob cannot be read. In the last four cases the archive is incomplete.
+    """
+    if not isinstance(image, Image):
+        with open_image(image, digest=digest, verity=verity) as opened:
+            return export_tar(opened, output, path, workers=workers, progress=progress)
+    place = resolve(image.tree, os.fsencode(path), follow=False)
+    with ChunksAhead(image, workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)) as ahead:
+        return _Export(image, output, ahead, progress).run(place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """A file that is being written; where it is, for messages, and what loading it may cost."""
+
+    path: bytes
+    budget: LoadBudget
+
+
+Item = bytes | tuple[_Content, Piece]
+"""A part of the archive: bytes, or a piece of a chunk that is still to be loaded."""
+
+
+@dataclass(slots=True)
+class _Export:
+    image: Image
+    output: Output
+    ahead: ChunksAhead
+    progress: Callable[[int, int], None] | None
+    first_names: dict[int, bytes] = field(default_factory=dict)  # of files that have several
+    counter: Counter[str] = field(default_factory=Counter)
+    sparse: SparseReader = field(init=False)
+    has_xattrs: bool = False
+    top: bytes = b"/"
+    buffers: list[bytes | memoryview] = field(default_factory=list)
+    pending: int = 0
+    written: int = 0
+    content_written: int = 0
+
+    def run(self, place: Place) -> ExportReport:
+        tree = self.image.tree
+        tree.links()  # and there are not more entries than the image can hold
+        self.has_xattrs = tree.may_have_xattrs()
+        self.sparse = SparseReader(self.image)
+        for item in self._announced(self._members(place)):
+            if isinstance(item, bytes):
+                self._put(item)
+            else:
+                content, piece = item
+                try:
+                    for view in self.ahead.take(piece, content.budget):
+                        self._put(view)
+                except PuzzlefsError as error:
+                    raise self._named(error, content.path) from error
+                self.content_written += piece.length
+        self._put(end_of_archive(self.written + self.pending))
+        self._flush()
+        return ExportReport(
+            members=self.counter["members"],
+            bytes=self.written,
+            content_size=self.counter["content"],
+            sockets=self.counter["sockets"],
+        )
+
+    def _announced(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The items, of which the next ones have been announced."""
+        waiting: deque[Item] = deque()
+        size = 0
+        while True:
+            while not waiting or (len(waiting) < _ITEMS_AHEAD and size < _OUTPUT_SIZE and self.ahead.has_room()):
+                item = next(items, None)
+                if item is None:
+                    break
+                if isinstance(item, bytes):
+                    size += len(item)
+                else:
+                    self.ahead.want(item[1])
+                waiting.append(item)
+            if not waiting:
+                return
+            item = waiting.popleft()
+            if isinstance(item, bytes):
+                size -= len(item)
+            yield item
+
+    # ---- the walk
+
+    def _members(self, top: Place) -> Iterator[Item]:
+        if top.kind is not Kind.DIRECTORY:
+            directory, _, name = top.path.rpartition(b"/")
+            self.top = directory or b"/"
+            yield from self._member(b"", top.parent, Entry(name, top.ino, top.kind))
+            return
+        self.top = top.path
+        tree = self.image.tree
+        stack = [(b"./", top.ino)]
+        while stack:
+            path, ino = stack.pop()
+            try:
+                if len(path) > MAX_PATH:
+                    raise FormatError(f"its path has more than {MAX_PATH} bytes")
+                header = self._header(DIRECTORY, path, tree.attributes(ino))
+                entries = tree.entries(ino)
+            except PuzzlefsError as error:
+                raise self._named(error, path) from error
+            yield header
+            below: list[tuple[bytes, int]] = []
+            for entry in entries:
+                if entry.kind is not Kind.DIRECTORY:
+                    yield from self._member(path, ino, entry)
+                    continue
+                try:
+                    tree.check_entry(ino, entry)
+                except PuzzlefsError as error:
+                    raise self._named(error, path + entry.name) from error
+                below.append((b"%b%b/" % (path, entry.name), entry.ino))
+            stack += reversed(below)
+
+    def _member(self, directory: bytes, parent: int, entry: Entry) -> Iterator[Item]:
+        """Anything but a directory."""
+        tree = self.image.tree
+        path = directory + entry.name
+        try:
+            if entry.kind is Kind.UNKNOWN:
+                tree.check_entry(parent, entry)
+            if entry.kind is Kind.SOCKET:
+                self.counter["sockets"] += 1
+                return
+            attributes = tree.attributes(entry.ino)
+            if attributes.nlink > 1:
+                first = self.first_names.get(entry.ino)
+                if first is not None:
+                    yield self._header(HARD_LINK, path, attributes, target=first)
+                    return
+                self.first_names[entry.ino] = path
+            if entry.kind is Kind.REGULAR:
+                content = _Content(path, LoadBudget(_FREE_LOAD + _LOAD_FACTOR * attributes.size))
+                yield from self._regular(path, attributes, content)
+                return
+            target = tree.readlink(entry.ino) if entry.kind is Kind.SYMLINK else b""
+            yield self._header(_KINDS[entry.kind], path, attributes, target=target)
+        except PuzzlefsError as error:
+            raise self._named(error, path) from error
+
+    def _regular(self, path: bytes, attributes: Attributes, content: _Content) -> Iterator[Item]:
+        ino, size = attributes.ino, attributes.size
+        self.counter["content"] += size
+        if size >= SMALLEST_HOLE and self._may_have_holes(ino, size):
+            segments = self._segments(ino, size)
+            if segments != [(0, size)]:
+                yield from self._sparse(path, attributes, segments)
+                return
+        yield self._header(REGULAR, path, attributes, size=size)
+        for start in range(0, size, _PLAN_SIZE):
+            for piece in self.image.tree.plan(ino, start, min(_PLAN_SIZE, size - start)).pieces:
+                if piece.length:
+                    yield content, piece
+        if size % 512:
+            yield padding(size)
+
+    def _header(
+        self,
+        kind: bytes,
+        path: bytes,
+        attributes: Attributes,
+        *,
+        size: int = 0,
+        target: bytes = b"",
+        real_size: int | None = None,
+    ) -> bytes:
+        self.counter["members"] += 1
+        is_link = kind == HARD_LINK
+        rdev = attributes.rdev
+        return member_header(
+            kind,
+            path,
+            mode=0o777 if kind == SYMLINK else attributes.mode & 0o7777,
+            uid=attributes.uid,
+            gid=attributes.gid,
+            mtime_ns=attributes.mtime_ns,
+            size=size,
+            target=target,
+            device=(os.major(rdev), os.minor(rdev)) if rdev and not is_link else (0, 0),
+            xattrs=self.image.tree.xattrs(attributes.ino) if self.has_xattrs and not is_link else _NO_XATTRS,
+            real_size=real_size,
+        )
+
+    # ---- holes
+
+    def _may_have_holes(self, ino: int, size: int) -> bool:
+        """Whether two parts that follow one another are of one chunk, or one is larger than builders make them."""
+        last: Digest | None = None
+        for start in range(0, size, _PLAN_SIZE):
+            pieces = self.image.tree.plan(ino, start, min(_PLAN_SIZE, size - start)).pieces
+            if any(piece.length > _USUAL_PART for piece in pieces) or pieces[0].blob == last:
+                return True
+            if any(one.blob == other.blob for one, other in pairwise(pieces)):
+                return True
+            last = pieces[-1].blob
+        return False
+
+    def _segments(self, ino: int, size: int) -> list[tuple[int, int]]:
+        """Where the data between the holes are."""
+        segments: list[tuple[int, int]] = []
+        start = position = zeros = 0  # data begin at start; the last zeros bytes before position are zeros
+
+        def end_of_run(run_end: int) -> None:
+            nonlocal start
+            if zeros >= SMALLEST_HOLE:
+                if run_end - zeros > start:
+                    segments.append((start, run_end - zeros - start))
+                start = run_end
+
+        for length, data in self.sparse.windows(ino, 0, size):
+            if data is None:
+                zeros += length
+            else:
+                leading = len(data) - len(data.lstrip(b"\0"))
+                zeros += leading
+                end_of_run(position + leading)
+                zeros = len(data) - len(data.rstrip(b"\0"))
+            position += length
+        end_of_run(size)
+        if start < size:
+            segments.append((start, size - start))
+        return segments
+
+    def _sparse(self, path: bytes, attributes: Attributes, segments: list[tuple[int, int]]) -> Iterator[Item]:
+        """A file with holes: its map, then its data."""
+        ino, size = attributes.ino, attributes.size
+        described = sparse_map(segments, size)
+        stored = len(described) + sum(length for _, length in segments)
+        yield self._header(REGULAR, path, attributes, size=stored, real_size=size)
+        yield described
+        for offset, length in segments:
+            for step, data in self.sparse.windows(ino, offset, offset + length):
+                yield bytes(step) if data is None else data
+        self.content_written += size
+        yield padding(stored)
+
+    # ---- writing
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self.buffers.append(data)
+        self.pending += len(data)
+        if self.pending >= _OUTPUT_SIZE or len(self.buffers) >= _OUTPUT_BUFFERS:
+            self._flush()
+
+    def _flush(self) -> None:
+        data = b"".join(self.buffers)
+        self.buffers.clear()
+        self.pending = 0
+        self.written += len(data)
+        done = self.output.write(data)
+        while done is not None and done < len(data):  # an unbuffered file may take less
+            data = data[done:]
+            done = self.output.write(data)
+        if self.progress is not None:
+            self.progress(self.counter["members"], self.content_written)
+
+    def _named(self, error: PuzzlefsError, path: bytes) -> PuzzlefsError:
+        """The error, saying which file cannot be exported."""
+        if not error.message.startswith("cannot export"):
+            where = shown(join(self.top, path.removeprefix(b"./")))
+            error.message = f"cannot export {where} of {self.image.reference}: {error.message}"
+        error.hint = error.hint or "the archive is incomplete"
+        return error

@@ -1,0 +1,264 @@
+"""The bytes of an archive, twice: once in a row for whoever cuts it into members, and later anywhere for whoever needs
+what is in the files.
+
+An archive in an ordinary file that is not compressed is read where it is, and its contents are passed over the first
+time. Anything else, a pipe or a compressed file, is kept in one temporary file without a name, at the same places;
+stretches of zeros take no room there. So a place in the archive says where a content is, in both cases.
+
+For one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final, Self, cast
+
+from puzzlefs.builder.scan import identity_of
+from puzzlefs.errors import FormatError, SourceError, StorageError
+from puzzlefs.tar.uncompress import LONGEST_MAGIC, ByteStream, Uncompressed, compression_of
+
+_WINDOW: Final = 1 << 20
+_LOOK: Final = 64 << 10
+"""Bytes that are read at a time where most of them may be passed over."""
+
+
+class _Descriptor:
+    """A descriptor as a ``ByteStream``."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        return os.readv(self._fd, [buffer])
+
+
+class Archive:
+    """An archive, open for reading. A context manager.
+
+    Attributes:
+        name: what it is called in messages.
+        position: where reading is, in bytes of the archive without what it is wrapped in.
+        total: bytes of the file, 0 where they are not known.
+    """
+
+    def __init__(self, source: BinaryIO, name: str, directory: Path) -> None:
+        """Begin to read.
+
+        Args:
+            source: the archive, from where it stands on; not closed here.
+            name: what it is called in messages.
+            directory: where there may be a temporary file.
+
+        Raises:
+            FormatError: if it is empty.
+            SourceError: if it cannot be read.
+            StorageError: if there can be no temporary file.
+        """
+        self.name = name
+        self.position = 0
+        self.total = 0
+        self._buffer = memoryview(bytearray(_WINDOW))
+        self._start = self._stop = 0
+        self._spool: BinaryIO | None = None
+        self._stream: ByteStream = cast("ByteStream", source)
+        self._fd = -1
+        self._offset = 0
+        self._identity = b""
+        try:
+            self._open(source, directory)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, source: BinaryIO, directory: Path) -> None:
+        try:
+            fd = source.fileno()
+            status = os.fstat(fd)
+        except (AttributeError, OSError):  # an object that only looks like a file
+            fd = -1
+        else:
+            self._stream = _Descriptor(fd)
+            if stat.S_ISREG(status.st_mode):
+                self._offset = source.tell()
+                self.total = status.st_size - self._offset
+                if not compression_of(os.pread(fd, LONGEST_MAGIC, self._offset)):
+                    self._fd, self._identity = fd, identity_of(status)
+                    if self.total <= 0:
+                        raise FormatError(f"{self.name} is empty", hint="a tar archive is expected")
+                    return
+                os.lseek(fd, self._offset, os.SEEK_SET)
+        beginning = self._read_beginning()
+        if compression_of(beginning):
+            self._stream = Uncompressed(self._stream, beginning)
+            beginning = b""
+        try:
+            self._spool = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  closed by ``close``
+        except OSError as error:
+            raise StorageError(f"there can be no temporary file in {directory}: {error.strerror}") from error
+        self._fd = self._spool.fileno()
+        self._buffer[: len(beginning)] = beginning
+        self._received(len(beginning))
+
+    # ---- in a row
+
+    def read(self, size: int) -> bytes:
+        """The next ``size`` bytes; fewer at the end.
+
+        Raises:
+            FormatError: if what the archive is wrapped in is damaged.
+            SourceError: if it cannot be read.
+            StorageError: if it cannot be kept.
+        """
+        if self._stop - self._start >= size:
+            data = bytes(self._buffer[self._start : self._start + size])
+            self._start += size
+            self.position += size
+            return data
+        parts: list[bytes] = []
+        while size and (self._start < self._stop or self._fill()):
+            step = min(size, self._stop - self._start)
+            parts.append(bytes(self._buffer[self._start : self._start + step]))
+            self._start += step
+            self.position += step
+            size -= step
+        return b"".join(parts)
+
+    def skip(self, size: int) -> bool:
+        """Pass over ``size`` bytes; whether there are so many. Raises as ``read``."""
+        while size:
+            if self._start == self._stop:
+                if self._spool is None and size > _LOOK:
+                    if self.position + size > self.total:
+                        return False
+                    self.position += size
+                    return True
+                if not self._fill():
+                    return False
+            step = min(size, self._stop - self._start)
+            self._start += step
+            self.position += step
+            size -= step
+        return True
+
+    def drain(self) -> bool:
+        """Read to the end; whether there is anything but zeros. Raises as ``read``."""
+        found = False
+        while self._start < self._stop or self._fill():
+            found = found or bool(bytes(self._buffer[self._start : self._stop]).strip(b"\0"))
+            self.position += self._stop - self._start
+            self._start = self._stop
+        return found
+
+    # ---- anywhere
+
+    def readinto_at(self, buffer: memoryview, position: int) -> None:
+        """Fill ``buffer`` with the bytes of the archive from ``position`` on, which have been read or skipped.
+
+        Raises:
+            SourceError: if they cannot be read, or are gone.
+        """
+        filled = 0
+        try:
+            while filled < len(buffer):
+                with buffer[filled:] as rest:
+                    count = os.preadv(self._fd, [rest], self._place(position + filled))
+                if not count:
+                    raise self._changed()
+                filled += count
+        except OSError as error:
+            raise SourceError(f"cannot read {self.name}: {error.strerror}") from error
+
+    def check_unchanged(self) -> None:
+        """Make sure that an archive that is read where it is has not been written to meanwhile.
+
+        Raises:
+            SourceError: if it has.
+        """
+        if self._identity and identity_of(os.fstat(self._fd)) != self._identity:
+            raise self._changed()
+
+    def close(self) -> None:
+        """Give the temporary file back. Calling it twice is fine."""
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- inside
+
+    def _place(self, position: int) -> int:
+        return position if self._spool is not None else self._offset + position
+
+    def _read_beginning(self) -> bytes:
+        beginning = b""
+        while len(beginning) < LONGEST_MAGIC:
+            count = self._receive(self._buffer)
+            if not count:
+                break
+            beginning += bytes(self._buffer[:count])
+        if not beginning:
+            raise FormatError(f"{self.name} is empty", hint="a tar archive is expected")
+        return beginning
+
+    def _fill(self) -> bool:
+        """Read on where nothing is left; whether there was something."""
+        if self._spool is None:
+            try:
+                count = os.preadv(self._fd, [self._buffer[:_LOOK]], self._place(self.position))
+            except OSError as error:
+                raise SourceError(f"cannot read {self.name}: {error.strerror}") from error
+            self._start, self._stop = 0, count
+            return count > 0
+        filled = 0
+        while filled < len(self._buffer):  # a pipe gives little at a time
+            count = self._receive(self._buffer[filled:])
+            if not count:
+                break
+            filled += count
+        self._received(filled)
+        return filled > 0
+
+    def _receive(self, buffer: memoryview) -> int:
+        try:
+            return self._stream.readinto(buffer) or 0
+        except OSError as error:
+            raise SourceError(f"cannot read {self.name}: {error.strerror or error}") from error
+        except FormatError as error:
+            error.message = f"{self.name}: {error.message}"
+            raise
+
+    def _received(self, count: int) -> None:
+        """Keep what has come in."""
+        self._start, self._stop = 0, count
+        data = self._buffer[:count]
+        place = self.position
+        try:
+            if data == _ZEROS[:count]:
+                os.ftruncate(self._fd, place + count)  # a hole
+                return
+            while data:
+                written = os.pwrite(self._fd, data, place)
+                place += written
+                data = data[written:]
+        except OSError as error:
+            raise StorageError(
+                f"cannot keep what is in {self.name}: {error.strerror}",
+                hint="it takes as much room as the archive, uncompressed, beside the image",
+            ) from error
+
+    def _changed(self) -> SourceError:
+        return SourceError(f"{self.name} changed while it was read", hint="import a file that nobody writes to")
+
+
+_ZEROS: Final = memoryview(bytes(_WINDOW))
