@@ -30,7 +30,7 @@ _SMALL_WORTH_PROCESSES = """
 import sys
 from puzzlefs.builder import run as builder
 from puzzlefs_cli.main import run
-builder._WORTH_PROCESSES = 0
+builder.WORTH_PROCESSES = 0
 sys.argv[0] = "puzzlefs"
 run()
 """
