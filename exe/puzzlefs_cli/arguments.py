@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs.oci import ImageReference, make_reference, parse_reference
@@ -46,6 +47,39 @@ def words(
     image = given[len(before) : stop]
     reference = parse_reference(image[0]) if len(image) == 1 else make_reference(image[0], image[1])
     return list(given[: len(before)]), reference, list(given[stop:])
+
+
+def image_and_paths(given: Sequence[str], *, default: str | None = None) -> tuple[ImageReference, list[str]]:
+    """Divide the words of a verb that looks into an image: the image, in one word or two, then paths inside of it.
+
+    The first word is the whole image if it can be read as ``OCI_DIR:TAG``; unless it is itself a directory and that
+    ``OCI_DIR`` is none. Else the second word is the tag.
+
+    Args:
+        given: the words as typed.
+        default: the path that is meant where there is none; ``None`` if there has to be one.
+
+    Raises:
+        InvalidArgumentError: if there are too few words, or the image is not one.
+    """
+    expected = "IMAGE PATH" if default is None else "IMAGE"
+    try:
+        reference = parse_reference(given[0]) if given else None
+    except InvalidArgumentError:
+        if len(given) < 2:
+            raise
+        reference = None
+    if reference is not None and Path(given[0]).is_dir() and not reference.layout.is_dir():
+        reference = None
+    paths = list(given[1:])
+    if reference is None and len(given) >= 2:
+        reference = make_reference(given[0], given[1])
+        paths = list(given[2:])
+    if reference is None or (not paths and default is None):
+        raise InvalidArgumentError(
+            f"too few arguments: {expected} expected", hint="IMAGE is OCI_DIR:TAG, or the two words OCI_DIR TAG"
+        )
+    return reference, paths or [default or ""]
 
 
 def size(text: str) -> int:
