@@ -24,6 +24,7 @@ from puzzlefs.builder.scan import scan
 from puzzlefs.builder.source import SourceTree
 from puzzlefs.builder.storage import StorageOptions, storage_of
 from puzzlefs.builder.stream import StreamCutter, StreamReader
+from puzzlefs.builder.workers import worker_count
 from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.errors import InvalidArgumentError
@@ -36,7 +37,6 @@ than a bound."""
 
 VERSIONS: Final = (1, 2, 3)
 
-MAX_WORKERS: Final = 8
 WORTH_PROCESSES: Final = 64 << 20
 """Bytes to read from which on workers are processes."""
 _INT64: Final = 1 << 63
@@ -95,8 +95,7 @@ def build(
         reference = parse_reference(reference)
     if format_version not in VERSIONS:
         raise InvalidArgumentError(f"there is no format version {format_version}", hint="there are 1, 2 and 3")
-    if workers is not None and workers < 1:
-        raise InvalidArgumentError(f"{workers} workers cannot do anything", hint="ask for at least one")
+    count = worker_count(workers)
     mtime_of = mtime_rule(timestamps, clamp_ns)
     stored = storage_of(format_version, compression=compression, options=storage or StorageOptions())
     cutter_of = make_chunker(chunker, stored.sizes)
@@ -157,7 +156,7 @@ def build(
                 writer,
                 version=format_version,
                 storage=stored,
-                workers=workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS),
+                workers=count,
                 processes=reuse is None and total >= WORTH_PROCESSES and can_fork(),
                 progress=lambda done: report(Progress("chunks", inodes, done, total)),
             ) as pipeline:

@@ -6,6 +6,7 @@ is in a program that has threads of its own. For more see ``processes``, which d
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -14,12 +15,29 @@ from mmap import mmap
 from typing import Final, Protocol
 
 from puzzlefs.builder.store import ChunkStore, Stored
+from puzzlefs.errors import InvalidArgumentError
 
 Buffer = mmap
 """Bytes that the owner writes and workers read, in any process. Memory that nobody has written to yet costs nothing."""
 
 ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 """Signals that end a build. They are the owner's business: whoever stores chunks is told by the owner."""
+
+
+_MAX_WORKERS: Final = 8
+
+
+def worker_count(asked: int | None) -> int:
+    """How many workers there are to be: as many as were asked for, else as there are CPUs, up to 8.
+
+    Raises:
+        InvalidArgumentError: if fewer than one was asked for.
+    """
+    if asked is None:
+        return min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+    if asked < 1:
+        raise InvalidArgumentError(f"{asked} workers cannot do anything", hint="ask for at least one")
+    return asked
 
 
 class Outcome(Protocol):

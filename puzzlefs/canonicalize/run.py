@@ -6,16 +6,15 @@ old image alone used stays until it is collected.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from puzzlefs.blobs import BlobWriter
 from puzzlefs.builder import Progress, StorageOptions
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.stream import StreamCutter
+from puzzlefs.builder.workers import worker_count
 from puzzlefs.canonicalize.content import ContentReader
 from puzzlefs.canonicalize.lining import LiningPipeline
 from puzzlefs.canonicalize.renumber import renumber
@@ -23,11 +22,9 @@ from puzzlefs.canonicalize.way import way_of
 from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.digest import VerityDigest
-from puzzlefs.errors import FormatError, InvalidArgumentError
+from puzzlefs.errors import FormatError
 from puzzlefs.image import Image, commit_image, open_image
 from puzzlefs.oci import ImageReference, make_reference, parse_reference
-
-_MAX_WORKERS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +92,7 @@ def canonicalize(
     started = time.monotonic()
     if isinstance(reference, str):
         reference = parse_reference(reference)
-    if workers is not None and workers < 1:
-        raise InvalidArgumentError(f"{workers} workers cannot do anything", hint="ask for at least one")
+    count = worker_count(workers)
     target = reference if new_tag is None else make_reference(reference.layout, new_tag)
     with open_image(reference, digest=digest) as image:
         return _Canonicalization(
@@ -105,7 +101,7 @@ def canonicalize(
             compression,
             storage or StorageOptions(),
             chunker,
-            workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS),
+            count,
             progress or (lambda _: None),
             started,
         ).run()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
 
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.builder import VERSIONS, Progress
+from puzzlefs.builder.workers import worker_count
 from puzzlefs.convert.chunks import ChunkConverter, ConvertedChunk
 from puzzlefs.convert.stack import Key, encode_stack
 from puzzlefs.digest import VerityDigest
@@ -26,8 +25,6 @@ from puzzlefs.image import (
 )
 from puzzlefs.model import FileChunk, Inode, RegularFile
 from puzzlefs.oci import ImageReference, parse_reference
-
-_MAX_WORKERS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +82,7 @@ def convert(
         target = parse_reference(target)
     if format_version not in VERSIONS:
         raise InvalidArgumentError(f"there is no format version {format_version}", hint="there are 1, 2 and 3")
-    if workers is not None and workers < 1:
-        raise InvalidArgumentError(f"{workers} workers cannot do anything", hint="ask for at least one")
-    count = workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+    count = worker_count(workers)
     report = progress or (lambda _: None)
     with (
         open_image(reference, digest=digest) as image,

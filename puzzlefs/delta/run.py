@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -14,11 +13,12 @@ from puzzlefs.builder import BuildReport, Progress, StorageOptions, Timestamps
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.pipeline import ChunkPipeline
 from puzzlefs.builder.processes import can_fork
-from puzzlefs.builder.run import MAX_WORKERS, WORTH_PROCESSES, mtime_rule, refuse_overlap
+from puzzlefs.builder.run import WORTH_PROCESSES, mtime_rule, refuse_overlap
 from puzzlefs.builder.scan import scan
 from puzzlefs.builder.source import SourceTree
 from puzzlefs.builder.storage import storage_of
 from puzzlefs.builder.stream import StreamCutter, StreamReader
+from puzzlefs.builder.workers import worker_count
 from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.delta.layer import NewLayer, has_timestamps
@@ -144,8 +144,6 @@ class _Job:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._started = time.monotonic()
-        if workers is not None and workers < 1:
-            raise InvalidArgumentError(f"{workers} workers cannot do anything", hint="ask for at least one")
         self._base = base
         self._tag = make_reference(base.reference.layout, tag).tag
         if compression is None:
@@ -153,7 +151,7 @@ class _Job:
         self._storage = storage_of(base.version, compression=compression, options=storage or StorageOptions())
         self._cutter_of = make_chunker(chunker, self._storage.sizes)
         self._check_existing = check_existing
-        self._workers = workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        self._workers = worker_count(workers)
         self.report = progress or (lambda _: None)
 
     def refuse_overlap(self, tree: SourceTree) -> None:
