@@ -39,8 +39,8 @@ examples:
   puzzlefs find images:debian /usr -size +10M -print0 | xargs -0 puzzlefs stat images:debian
 """
 
-_NUMBER: Final = re.compile(r"-(?!0$)[0-9]+[cwbkMG]?$")
-"""What begins with a dash and is no option: ``-size -10k``. (``-0`` is one.)"""
+_NUMBER: Final = re.compile(r"-[0-9]+[cwbkMG]?$")
+"""What begins with a dash and is the value of an option: ``-size -10k``, ``-perm -4000``. No option looks like that."""
 
 _BATCH: Final = 4096
 
@@ -59,7 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         usage="puzzlefs find [-d HEX] [--verity MODE] [--json] IMAGE [PATH…] [TEST…] [-print0]",
         allow_abbrev=False,
     )
-    parser._negative_number_matcher = _NUMBER  # the value of an option may look like one
+    parser._negative_number_matcher = _NUMBER
     parser.add_argument("words", nargs="+", metavar="IMAGE [PATH]", help=IMAGE_AND_PATHS_HELP)
     add = partial(parser.add_argument, action="append", default=[])
     add("-name", type=tests.name, metavar="PATTERN", help="the name matches a shell pattern")
@@ -79,7 +79,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("-maxdepth", type=whole_number, metavar="N", help="not below that")
     parser.add_argument(
-        "-0", "-print0", dest="zero", action="store_true", help="print names as they are, and a NUL instead of a line"
+        "-print0", "--zero", dest="zero", action="store_true", help="print names as they are, and a NUL instead of a line"
     )
     add_image_options(parser)
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object")
