@@ -23,7 +23,7 @@ RUN_PACKAGES=(ca-certificates fuse3 libfuse3-dev pkg-config gcc libc6-dev)
 DEMO_PACKAGES=(debootstrap)
 TEST_PACKAGES=(capnproto skopeo umoci fsverity squashfs-tools squashfuse runc acl attr jq e2fsprogs libcap2-bin
                rsync strace fio busybox-static procps util-linux mount uidmap fuse-overlayfs
-               buildah libarchive-tools)
+               buildah libarchive-tools tree)
 BENCH_PACKAGES=(casync erofs-utils squashfs-tools squashfuse borgbackup restic e2fsprogs util-linux mount)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
