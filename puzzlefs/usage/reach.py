@@ -1,0 +1,175 @@
+"""Which blobs the entries of a layout's index reach.
+
+* Version 3: the manifest, and what it lists: that is what tools for OCI images go by. A manifest of another kind of
+  image in the same layout counts as well, and so does an index between a tag and its manifests.
+* Versions 1 and 2: the rootfs blob, the metadata blobs, and every chunk that an inode of any metadata layer refers to.
+
+An entry that cannot be read may reach anything, so nobody can say what the others have for themselves; callers are told
+by an exception, and decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
+from puzzlefs.blobs.layout import MAX_INDEX_SIZE
+from puzzlefs.digest import Digest
+from puzzlefs.errors import FormatError
+from puzzlefs.image import MAX_MANIFEST_SIZE, Image, open_image
+from puzzlefs.model import Kind
+from puzzlefs.oci import Descriptor, Dialect, ImageReference, Index, Manifest, media_types
+from puzzlefs.oci.json_text import JsonValue
+from puzzlefs.usage.content import chunks_of
+
+_MAX_INDEX_DEPTH: Final = 4
+_MAX_MANIFESTS: Final = 10_000
+"""What one entry may lead to through indexes."""
+_ROOTFS_TYPES: Final = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
+_SHA256_PREFIX: Final = "sha256:"
+_UNTAGGED: Final = "untagged"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of the index.
+
+    Attributes:
+        tag: its tag; ``None`` where it has none, or a later entry has the same.
+        descriptor: what it points to.
+    """
+
+    tag: str | None
+    descriptor: Descriptor
+
+
+def entries_of(index: Index) -> list[Entry]:
+    """The entries of an index in its order; those that say the same again are left out."""
+    last = {descriptor.annotation(media_types.REF_NAME): descriptor for descriptor in index.manifests}
+    entries: dict[tuple[str | None, Digest], Entry] = {}
+    for descriptor in index.manifests:
+        tag = descriptor.annotation(media_types.REF_NAME)
+        if tag is not None and last[tag] is not descriptor:
+            tag = None
+        entries.setdefault((tag, descriptor.digest), Entry(tag, descriptor))
+    return list(entries.values())
+
+
+def manifests_below(layout: Layout, descriptor: Descriptor) -> tuple[list[Descriptor], set[Digest]]:
+    """The manifests to which an entry leads, each once, and the indexes on the way.
+
+    Raises:
+        NotFoundError: if an index is missing.
+        FormatError: if one is malformed, or they are nested too deeply.
+        IntegrityError: if one is not what its digest says.
+        StorageError: if the host cannot read it.
+    """
+    blobs = VerifiedBlobs(layout, BlobVerifier("user"))
+    manifests: dict[Digest, Descriptor] = {}
+    indexes: set[Digest] = set()
+    level = [descriptor]
+    for _ in range(_MAX_INDEX_DEPTH + 1):
+        below: list[Descriptor] = []
+        for found in level:
+            if found.media_type != media_types.INDEX:
+                manifests.setdefault(found.digest, found)
+            elif found.digest not in indexes:
+                indexes.add(found.digest)
+                data = blobs.read(found.digest, limit=MAX_INDEX_SIZE)
+                below.extend(Index.parse(data, f"index {found.digest.oci}").manifests)
+        if len(below) + len(manifests) > _MAX_MANIFESTS:
+            raise FormatError(f"index {descriptor.digest.oci} leads to absurdly many manifests")
+        if not below:
+            return list(manifests.values()), indexes
+        level = below
+    raise FormatError(f"index {descriptor.digest.oci} leads to more than {_MAX_INDEX_DEPTH} indexes below each other")
+
+
+def reached_by(layout: Layout, descriptor: Descriptor) -> set[Digest]:
+    """Every blob that an entry of the index reaches.
+
+    Raises:
+        NotFoundError: if something has to be read and is missing.
+        FormatError: if it is malformed, or of a kind that nobody here knows.
+        IntegrityError: if it is not what its digest says.
+        StorageError: if the host cannot read it.
+    """
+    manifests, reached = manifests_below(layout, descriptor)
+    for manifest in manifests:
+        reached |= manifest_blobs(layout, manifest)
+    return reached
+
+
+def manifest_blobs(layout: Layout, descriptor: Descriptor) -> set[Digest]:
+    """Every blob that a manifest reaches, itself included; as ``reached_by``."""
+    if layout.dialect is Dialect.OCI and descriptor.media_type == media_types.MANIFEST:
+        return {descriptor.digest, *_listed(_read_manifest(layout, descriptor))}
+    if layout.dialect is Dialect.PUZZLEFS_DEV and descriptor.media_type == media_types.ROOTFS:
+        with open_manifest(layout, descriptor) as image:
+            return image_blobs(image)
+    raise FormatError(
+        f"manifest {descriptor.digest.oci} is of the unknown kind {descriptor.media_type[:120]!r}, "
+        "so what it refers to cannot be told"
+    )
+
+
+def names_a_rootfs(layout: Layout, descriptor: Descriptor) -> bool:
+    """Whether a manifest is that of a PuzzleFS image, and not of another kind of OCI image; as ``reached_by``."""
+    if layout.dialect is not Dialect.OCI:
+        return True
+    return any(layer.media_type in _ROOTFS_TYPES for layer in _read_manifest(layout, descriptor).layers())
+
+
+def _read_manifest(layout: Layout, descriptor: Descriptor) -> Manifest:
+    blobs = VerifiedBlobs(layout, BlobVerifier("user"))
+    return Manifest.parse(blobs.read(descriptor.digest, limit=MAX_MANIFEST_SIZE))
+
+
+def open_manifest(layout: Layout, descriptor: Descriptor, tag: str | None = None) -> Image:
+    """The image whose manifest a descriptor names, wherever tags point; as ``open_image``."""
+    return open_image(ImageReference(layout.path, tag or _UNTAGGED), manifest=descriptor.digest)
+
+
+def image_blobs(image: Image) -> set[Digest]:
+    """Every blob that an open image reaches.
+
+    Raises:
+        FormatError: if a layer of the manifest, or an inode of versions 1 and 2, is malformed.
+    """
+    if image.manifest is not None:
+        return {image.manifest_digest, *_listed(image.manifest)}
+    reached = {image.manifest_digest, *(ref.digest for ref in image.metadata_refs)}
+    for table in image.rootfs.metadata_layers:
+        for ino, kind in table.kinds():
+            if kind == Kind.REGULAR:
+                reached.update([chunk.blob.digest for chunk in chunks_of(table, ino)])
+    return reached
+
+
+def metadata_blobs(image: Image) -> set[Digest]:
+    """The blobs of an open image that are no chunks: manifest, configuration, rootfs, metadata layers."""
+    found = {image.manifest_digest, *(ref.digest for ref in image.metadata_refs)}
+    if image.manifest is not None:
+        found |= {image.manifest.config.digest, image.manifest.rootfs().digest}
+    return found
+
+
+def _listed(manifest: Manifest) -> Iterator[Digest]:
+    """The digests of an OCI manifest's configuration and layers."""
+    yield manifest.config.digest
+    for number, layer in enumerate(manifest.layer_objects):
+        found = _quick_digest(layer)
+        yield Descriptor.from_json(layer, f"the OCI manifest's layer {number}").digest if found is None else found
+
+
+def _quick_digest(layer: JsonValue) -> Digest | None:
+    """The digest in a descriptor that is as it should be: a large image has hundreds of thousands."""
+    text = layer.get("digest") if isinstance(layer, dict) else None
+    if not isinstance(text, str) or len(text) != 71 or not text.startswith(_SHA256_PREFIX):
+        return None
+    try:
+        return Digest(bytes.fromhex(text[7:]))
+    except (ValueError, FormatError):
+        return None
