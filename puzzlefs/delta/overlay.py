@@ -18,13 +18,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from puzzlefs.model import Xattr
 
-_PREFIXES: Final = (b"trusted.overlay.", b"user.overlay.")
+TRUSTED: Final = b"trusted.overlay."
+USER: Final = b"user.overlay."
+"""Where the private attributes are: of ordinary mounts, and of such with ``userxattr``."""
+
 _ESCAPE: Final = b"overlay."
 
 
@@ -47,12 +50,17 @@ class OverlayEntry:
     is_metacopy: bool = False
 
 
-def read_overlay_xattrs(xattrs: Iterable[Xattr]) -> OverlayEntry:
-    """Tell what is private in the extended attributes of an upper entry from what is not."""
+def read_overlay_xattrs(xattrs: Iterable[Xattr], prefixes: Sequence[bytes] = (TRUSTED, USER)) -> OverlayEntry:
+    """Tell what is private in the extended attributes of an upper entry from what is not.
+
+    Args:
+        xattrs: the attributes of the entry.
+        prefixes: where the mount that wrote it has its private ones.
+    """
     seen: list[Xattr] = []
     found = OverlayEntry(())
     for xattr in xattrs:
-        prefix = next((prefix for prefix in _PREFIXES if xattr.key.startswith(prefix)), None)
+        prefix = next((prefix for prefix in prefixes if xattr.key.startswith(prefix)), None)
         if prefix is None:
             seen.append(xattr)
             continue

@@ -98,6 +98,7 @@ def build_from_upper(
     timestamps: Timestamps | None = None,
     clamp_ns: int | None = None,
     check_existing: bool = False,
+    userxattr: bool | None = None,
     workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> BuildReport:
@@ -116,6 +117,8 @@ def build_from_upper(
         timestamps: see there.
         clamp_ns: see there.
         check_existing: see there.
+        userxattr: whether the overlay is mounted with ``userxattr``, so that ``trusted.overlay.*`` are attributes like
+            others, or without, so that ``user.overlay.*`` are; neither are part of the image if that is not known.
         workers: see there.
         progress: see there.
 
@@ -126,7 +129,7 @@ def build_from_upper(
     mtime_of = mtime_rule(timestamps or _timestamps_of(base), clamp_ns)
     with SourceTree(Path(upper)) as tree:
         job.refuse_overlap(tree)
-        return job.commit(tree, layer_of_upper(tree, base, mtime_of))
+        return job.commit(tree, layer_of_upper(tree, base, mtime_of, userxattr=userxattr))
 
 
 class _Job:

@@ -20,7 +20,7 @@ from puzzlefs.builder.describe import PERMISSIONS, content_of, xattrs_of
 from puzzlefs.builder.scan import SourceFile, identity_of
 from puzzlefs.builder.source import SourceDirectory, SourceTree, printable
 from puzzlefs.delta.layer import NewLayer, Numbers, entries_of, has_same_attributes
-from puzzlefs.delta.overlay import OverlayEntry, is_whiteout, read_overlay_xattrs
+from puzzlefs.delta.overlay import TRUSTED, USER, OverlayEntry, is_whiteout, read_overlay_xattrs
 from puzzlefs.errors import NotFoundError, PuzzlefsError, SourceError
 from puzzlefs.image import Image
 from puzzlefs.model import ROOT_INO, Content, Directory, DirEntry, Inode, Kind, RegularFile
@@ -29,13 +29,17 @@ from puzzlefs.vfs import Entry
 _HINT: Final = "it must be the upper directory of an overlayfs on this very image"
 
 
-def layer_of_upper(tree: SourceTree, base: Image, mtime_of: Callable[[int], int | None]) -> NewLayer:
+def layer_of_upper(
+    tree: SourceTree, base: Image, mtime_of: Callable[[int], int | None], *, userxattr: bool | None = None
+) -> NewLayer:
     """The layer that makes of ``base`` what an overlay with this upper directory shows.
 
     Args:
         tree: the upper directory.
         base: the image that is the lower one.
         mtime_of: the timestamp to store for a modification time, both in nanoseconds since the epoch.
+        userxattr: whether the overlay is mounted with ``userxattr``; attributes of both kinds are taken for its own if
+            that is not known.
 
     Returns:
         The layer; it has no inodes if nothing was changed.
@@ -44,7 +48,8 @@ def layer_of_upper(tree: SourceTree, base: Image, mtime_of: Callable[[int], int 
         SourceError: if something cannot be read, changes meanwhile, or refers to what the image does not have.
         FormatError: if ``base`` is malformed where it has to be read.
     """
-    return _Upper(tree, base, mtime_of).run()
+    prefixes = {None: (TRUSTED, USER), False: (TRUSTED,), True: (USER,)}[userxattr]
+    return _Upper(tree, base, mtime_of, prefixes).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +72,17 @@ class _Visit:
 
 
 class _Upper:
-    def __init__(self, tree: SourceTree, base: Image, mtime_of: Callable[[int], int | None]) -> None:
+    def __init__(
+        self,
+        tree: SourceTree,
+        base: Image,
+        mtime_of: Callable[[int], int | None],
+        prefixes: tuple[bytes, ...],
+    ) -> None:
         self._tree = tree
         self._base = base
         self._mtime_of = mtime_of
+        self._prefixes = prefixes
         self._layer = NewLayer()
         self._numbers = Numbers(base)
         self._linked: dict[tuple[int, int], int] = {}
@@ -79,7 +91,7 @@ class _Upper:
     def run(self) -> NewLayer:
         tree, top = self._tree, self._tree.top
         status = os.fstat(tree.fd)
-        entry = read_overlay_xattrs(xattrs_of(tree, tree.fd, top, b""))
+        entry = read_overlay_xattrs(xattrs_of(tree, tree.fd, top, b""), self._prefixes)
         self._numbers.take(ROOT_INO)
         below = None if entry.is_opaque else ROOT_INO
         root = self._inode(ROOT_INO, status, Directory(()), entry)
@@ -141,7 +153,7 @@ class _Upper:
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if stat.S_ISCHR(status.st_mode) and not status.st_rdev:
             return None
-        entry = read_overlay_xattrs(xattrs_of(tree, base + b"/" + name, directory, name))
+        entry = read_overlay_xattrs(xattrs_of(tree, base + b"/" + name, directory, name), self._prefixes)
         if is_whiteout(status, entry):
             return None
         if stat.S_ISDIR(status.st_mode):

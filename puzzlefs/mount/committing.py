@@ -90,6 +90,7 @@ def commit(
                     storage=storage,
                     timestamps=timestamps,
                     clamp_ns=clamp_ns,
+                    userxattr=False,
                     progress=progress,
                 )
             except SourceError as error:

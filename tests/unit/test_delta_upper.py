@@ -139,6 +139,22 @@ def test_private_attributes_stay_out_and_escaped_ones_come_back(layout: Path, up
     assert [now[path]["xattrs"] for path in (b".", b"d", b"b")] == [expected] * 3
 
 
+@pytest.mark.parametrize(("userxattr", "private", "ordinary"), [(False, "trusted", "user"), (True, "user", "trusted")])
+def test_attributes_of_the_other_kind_of_mount_are_ordinary(
+    layout: Path, upper: Path, userxattr: bool, private: str, ordinary: str
+) -> None:
+    for name, prefix in (("d", private), ("e", ordinary)):
+        (upper / name).mkdir()
+        os.setxattr(upper / name, f"{prefix}.overlay.opaque", b"y")
+    with open_image(f"{layout}:base") as base:
+        build_from_upper(upper, base, "new", userxattr=userxattr)
+    now = shown(layout)
+    assert not any(path.startswith(b"d/") for path in now)
+    assert b"e/h" in now
+    assert now[b"e"]["xattrs"] == {f"{ordinary}.overlay.opaque".encode(): b"y"}
+    assert "xattrs" not in now[b"d"]
+
+
 def test_links_within_the_upper_directory_stay_links(layout: Path, upper: Path) -> None:
     (upper / "d").mkdir()
     (upper / "d/f").write_text("f")
