@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import stat
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ from fsspec.spec import AbstractFileSystem
 from puzzlefs.blobs import VerityMode
 from puzzlefs.errors import InvalidArgumentError, PathError, PathNotFoundError, UnsupportedError
 from puzzlefs.image import Image, open_image
-from puzzlefs.image_file import open_file
+from puzzlefs.image_file import BUFFER_SIZE, ImageFile, check_is_file
 from puzzlefs.model import Kind
 from puzzlefs.oci import ImageReference, parse_reference
 from puzzlefs.vfs import Attributes
@@ -190,7 +191,9 @@ class PuzzlefsFileSystem(AbstractFileSystem):
         if mode not in ("r", "rb"):
             self._refuse(path)
         place = resolve(self.image.tree, os.fsencode(self._strip_protocol(path)))
-        return open_file(self.image, place, "rb", block_size if isinstance(block_size, int) and block_size > 1 else -1)
+        check_is_file(place)
+        raw = ImageFile(self.image, place.ino, os.fsdecode(place.path))
+        return _Buffered(raw, block_size if isinstance(block_size, int) and block_size > 0 else BUFFER_SIZE)
 
     def _info(self, name: str, place: Place, *, in_listing: bool) -> dict[str, Any]:
         tree = self.image.tree
@@ -204,8 +207,8 @@ class PuzzlefsFileSystem(AbstractFileSystem):
             except (PathNotFoundError, PathError):
                 pass  # it stays what it is
             else:
-                attributes = tree.attributes(end.ino)
-                kind = Kind.SYMLINK if in_listing and end.kind is Kind.DIRECTORY else end.kind
+                if not (in_listing and end.kind is Kind.DIRECTORY):
+                    kind, attributes = end.kind, tree.attributes(end.ino)
         result = _fields(name, kind, attributes)
         if target is not None:
             result |= {"islink": True, "destination": os.fsdecode(target)}
@@ -217,6 +220,16 @@ class PuzzlefsFileSystem(AbstractFileSystem):
         raise OSError(errno.EROFS, f"an image is read-only: {self.image.reference}", str(path))
 
     mkdir = makedirs = rmdir = touch = rm = rm_file = _rm = cp_file = mv = pipe_file = put_file = put = copy = _refuse
+
+
+class _Buffered(io.BufferedReader):
+    """An open file; those of fsspec also know their size."""
+
+    raw: ImageFile
+
+    @property
+    def size(self) -> int:
+        return self.raw.size
 
 
 def _fields(name: str, kind: Kind, attributes: Attributes) -> dict[str, Any]:
