@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import compress
 from typing import Final
 
 from puzzlefs.blobs import Layout
@@ -29,6 +30,9 @@ from puzzlefs.model import FileChunk, InodeTable, Kind, RegularFile
 from puzzlefs.vfs.plan import MAX_FILE_SIZE
 from puzzlefs.vfs.stack import LayerStack
 
+_MAX_NUMBER: Final = (1 << 64) - 1
+_ROOM: Final = 1 << 12
+_ZEROS: Final = array("Q", [0])
 _OVERLAP: Final = 4
 """Inodes may share a list of chunks; this many times what the metadata have room for is too much (format/README.md,
 section 13)."""
@@ -58,6 +62,34 @@ class BlobNumbers:
         return {give(digest, len(numbers)) for digest in digests}
 
 
+class BlobSet:
+    """A set of blobs, by number; a byte for each blob that has one."""
+
+    __slots__ = ("_marks", "_numbers")
+
+    def __init__(self, numbers: BlobNumbers, of: Iterable[int] = ()) -> None:
+        """The blobs with the numbers ``of``."""
+        self._numbers = numbers
+        self._marks = bytearray(len(numbers))
+        for number in of:
+            self._marks[number] = 1
+
+    def add(self, digests: Iterable[Digest]) -> None:
+        """Put blobs in, which get numbers if they have none."""
+        number_of, marks = self._numbers.number, self._marks
+        for digest in digests:
+            number = number_of(digest)
+            if number >= len(marks):
+                marks.extend(bytes(len(self._numbers) + _ROOM - len(marks)))
+            marks[number] = 1
+
+    def __contains__(self, number: int) -> bool:
+        return number < len(self._marks) and self._marks[number] == 1
+
+    def __iter__(self) -> Iterator[int]:
+        return compress(range(len(self._marks)), self._marks)
+
+
 class FileContents:
     """What the visible files of an image refer to.
 
@@ -67,12 +99,10 @@ class FileContents:
         blobs: numbers of the blobs, reference after reference.
         lengths: how many bytes of its content each reference uses.
         starts: where the references of each file begin, and one number more.
-        ends: how far any reference reaches into the content of a blob, by number, for those that it says are raw.
-        ends_compressed: the same for those that it says are compressed.
         malformed: regular files that cannot be decoded; they are not among ``inodes``.
     """
 
-    __slots__ = ("blobs", "ends", "ends_compressed", "inodes", "lengths", "malformed", "sizes", "starts")
+    __slots__ = ("_ends", "blobs", "inodes", "lengths", "malformed", "sizes", "starts")
 
     def __init__(self, image: Image, numbers: BlobNumbers) -> None:
         """Look at every visible inode once.
@@ -81,12 +111,12 @@ class FileContents:
             FormatError: if the layers are malformed as a whole.
         """
         self.inodes = array("Q")
-        self.sizes: list[int] = []
+        self.sizes = array("Q")
         self.blobs = array("Q")
         self.lengths = array("Q")
         self.starts = array("Q", [0])
-        self.ends: dict[int, int] = {}
-        self.ends_compressed: dict[int, int] = {}
+        # one more than how far any reference to a blob reaches into its content: for raw blobs, for compressed ones
+        self._ends = (array("Q"), array("Q"))
         self.malformed = 0
         layers = image.rootfs.metadata_layers
         owner: Callable[[int], InodeTable] = LayerStack(layers).owner
@@ -108,10 +138,12 @@ class FileContents:
             for chunk in chunks:
                 ref = chunk.blob
                 blob = number(ref.digest)
-                ends = self.ends_compressed if ref.compressed else self.ends
-                end = ref.offset + chunk.length
-                if end > ends.get(blob, -1):
-                    ends[blob] = end
+                ends = self._ends[ref.compressed]
+                if blob >= len(ends):
+                    ends.extend(_ZEROS * (blob + 1 + _ROOM - len(ends)))
+                end = ref.offset + chunk.length + 1
+                if end > ends[blob]:
+                    ends[blob] = min(end, _MAX_NUMBER)
                 add_blob(blob)
                 add_length(chunk.length)
             if len(self.blobs) > _OVERLAP * image.tree.max_entries:
@@ -122,7 +154,12 @@ class FileContents:
 
     def used(self) -> set[int]:
         """The numbers of the blobs."""
-        return set(self.ends) | set(self.ends_compressed)
+        return {number for ends in self._ends for number in compress(range(len(ends)), ends)}
+
+    def compressed(self) -> list[int]:
+        """The numbers of those that a reference says are compressed."""
+        ends = self._ends[True]
+        return list(compress(range(len(ends)), ends))
 
     def content_size(self, blob: int, stored: int) -> int:
         """Bytes of a chunk before compression, as far as can be told without reading it.
@@ -134,8 +171,8 @@ class FileContents:
             blob: its number.
             stored: bytes of the blob.
         """
-        raw = stored if blob in self.ends else 0
-        return raw + self.ends_compressed.get(blob, 0)
+        raw, compressed = (ends[blob] if blob < len(ends) else 0 for ends in self._ends)
+        return (stored if raw else 0) + max(compressed - 1, 0)
 
     def weigh(self, sizes: Sequence[int]) -> list[int]:
         """The part of all blobs that each of ``inodes`` carries.
@@ -143,10 +180,10 @@ class FileContents:
         Args:
             sizes: bytes of each blob, by number; 0 for one that is not to count.
         """
-        uses: dict[int, int] = {}
+        uses = [0] * len(sizes)
         for blob, length in zip(self.blobs, self.lengths, strict=True):
-            uses[blob] = uses.get(blob, 0) + length
-        so_far: dict[int, int] = {}
+            uses[blob] += length
+        so_far = [-1] * len(sizes)
         weights: list[int] = []
         starts, blobs, lengths = self.starts, self.blobs, self.lengths
         for file in range(len(self.inodes)):
@@ -155,11 +192,11 @@ class FileContents:
                 blob, length = blobs[at], lengths[at]
                 total = uses[blob]
                 if length == total:
-                    if total or blob not in so_far:
+                    if total or so_far[blob] < 0:
                         weight += sizes[blob]
                     so_far[blob] = total
                 elif length:
-                    before = so_far.get(blob, 0)
+                    before = max(so_far[blob], 0)
                     so_far[blob] = after = before + length
                     weight += sizes[blob] * after // total - sizes[blob] * before // total
             weights.append(weight)

@@ -25,7 +25,7 @@ from puzzlefs.errors import PuzzlefsError
 from puzzlefs.image import Image, open_image
 from puzzlefs.model import Kind
 from puzzlefs.oci import ImageReference
-from puzzlefs.usage.content import BlobNumbers, FileContents, blob_sizes
+from puzzlefs.usage.content import BlobNumbers, BlobSet, FileContents, blob_sizes
 from puzzlefs.usage.reach import entries_of, image_blobs, metadata_blobs, reached_by
 from puzzlefs.vfs import Tree
 from puzzlefs.vfs.paths import Place, resolve, shown, walk_below
@@ -33,7 +33,6 @@ from puzzlefs.vfs.paths import Place, resolve, shown, walk_below
 _MAX_PATH: Final = 4095
 """Bytes of the longest path that is told (Linux PATH_MAX); what is below counts where it is."""
 _MAX_PROBLEMS: Final = 100
-_NOTHING: Final = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,41 +125,44 @@ def disk_usage(
     numbers = BlobNumbers()
     contents = FileContents(image, numbers)
     used = len(numbers)  # these come first
-    own, others, unreadable = _reached(image, numbers)
-    metadata = numbers.numbers(metadata_blobs(image)) - set(range(used))
-    sizes = blob_sizes(image.layout, numbers)
-    known = [size or 0 for size in sizes]
-    reached = own | set(range(used))
-    is_free = None if unreadable else [0 if number in others else size for number, size in enumerate(known)]
-    weights = _Weights(image.tree, contents, known, is_free)
-    rows = weights.walk(top, max_depth, files)
+    own, others, unreadable = _reached(image, contents, numbers)
+    metadata = numbers.numbers(metadata_blobs(image))
+    known = [0] * len(numbers)
+    missing = 0
+    names = list(numbers)
+    for number, size in zip(own, blob_sizes(image.layout, map(names.__getitem__, own)), strict=True):
+        known[number] = size or 0
+        missing += size is None
+    freeable = None if unreadable else [0 if number in others else size for number, size in enumerate(known)]
+    weights = _Weights(image.tree, contents, known, freeable)
     return UsageReport(
         image=str(image.reference),
         digest=image.verity_digest().hex(),
-        rows=rows,
-        image_bytes=sum(known[number] for number in reached),
-        metadata_bytes=sum(known[number] for number in metadata),
-        hidden_bytes=sum(known[number] for number in reached - metadata if number >= used),
-        missing_blobs=sum(1 for number in reached if sizes[number] is None),
-        freed_bytes=None if is_free is None else sum(is_free[number] for number in reached),
+        rows=weights.walk(top, max_depth, files),
+        image_bytes=sum(known),
+        metadata_bytes=sum(known[number] for number in metadata if number >= used),
+        hidden_bytes=sum(known[number] for number in own if number >= used and number not in metadata),
+        missing_blobs=missing,
+        freed_bytes=None if freeable is None else sum(freeable),
         unreadable=tuple(unreadable),
         problems=tuple(weights.problems),
     )
 
 
-def _reached(image: Image, numbers: BlobNumbers) -> tuple[set[int], set[int], list[str]]:
+def _reached(image: Image, contents: FileContents, numbers: BlobNumbers) -> tuple[BlobSet, BlobSet, list[str]]:
     """The blobs that the image's tag reaches, those that other entries do, and the entries that cannot be read."""
     layout = image.layout
     entries = entries_of(layout.read_index())
     mine = next((entry for entry in entries if entry.tag == image.reference.tag), None)
-    own = numbers.numbers(image_blobs(image))
+    own = BlobSet(numbers, contents.used())
+    own.add(image_blobs(image, contents))
     if mine is not None and mine.descriptor.digest != image.manifest_digest:  # an index, or the tag has moved
-        reached = numbers.numbers(reached_by(layout, mine.descriptor))
-        if numbers.number(image.manifest_digest) in reached:
-            own |= reached
+        reached = set(reached_by(layout, mine.descriptor))
+        if image.manifest_digest in reached:
+            own.add(reached)
         else:
             mine = None
-    others: set[int] = set()
+    others = BlobSet(numbers)
     unreadable: list[str] = []
     done: set[Digest] = set()
     for entry in entries:
@@ -168,11 +170,8 @@ def _reached(image: Image, numbers: BlobNumbers) -> tuple[set[int], set[int], li
         if entry is mine or digest in done:
             continue
         done.add(digest)
-        if digest == image.manifest_digest:
-            others |= own
-            continue
         try:
-            others |= numbers.numbers(reached_by(layout, entry.descriptor))
+            others.add(reached_by(layout, entry.descriptor))
         except PuzzlefsError as error:
             unreadable.append(f"{entry.tag or digest.oci}: {error}")
     return own, others, unreadable
@@ -205,17 +204,17 @@ class _Weights:
     def __init__(self, tree: Tree, contents: FileContents, sizes: list[int], free: list[int] | None) -> None:
         self.problems: list[str] = []
         self._tree = tree
-        self._is_known = free is not None
-        stored = contents.weigh(sizes)
-        exclusive = [0] * len(stored) if free is None else contents.weigh(free)
-        self._of = dict(zip(contents.inodes, zip(contents.sizes, stored, exclusive, strict=True), strict=True))
+        self._places = {ino: place for place, ino in enumerate(contents.inodes)}
+        self._sizes = contents.sizes
+        self._stored = contents.weigh(sizes)
+        self._exclusive = None if free is None else contents.weigh(free)
         if contents.malformed:
             self.problems.append(f"files that cannot be decoded: {contents.malformed}")
 
     def walk(self, top: Place, max_depth: int | None, files: bool) -> tuple[Usage, ...]:
         """A row for every folder from ``top`` on, children first."""
         if top.kind is not Kind.DIRECTORY:
-            return (self._row(top.path, 0, False, 1, *self._of.get(top.ino, _NOTHING)),)
+            return (self._row(top.path, 0, False, 1, *self._weight(top.ino)),)
         rows: list[Usage] = []
         seen: set[int] = set()
         shared = self._tree.links().shared
@@ -236,13 +235,20 @@ class _Weights:
                 if entry.ino in seen:
                     continue
                 seen.add(entry.ino)
-            weight = self._of.get(entry.ino, _NOTHING)
+            weight = self._weight(entry.ino)
             stack[-1].add(1, *weight)
             if path is not None:
                 rows.append(self._row(path, depth, False, 1, *weight))
         while stack:
             self._leave(stack, rows)
         return tuple(rows)
+
+    def _weight(self, ino: int) -> tuple[int, int, int]:
+        """Apparent, stored and exclusive bytes of an inode."""
+        place = self._places.get(ino)
+        if place is None:
+            return 0, 0, 0
+        return self._sizes[place], self._stored[place], 0 if self._exclusive is None else self._exclusive[place]
 
     def _leave(self, stack: list[_Folder], rows: list[Usage]) -> None:
         """All that is below the innermost folder has been added up."""
@@ -256,7 +262,9 @@ class _Weights:
     def _row(
         self, path: bytes, depth: int, is_directory: bool, inodes: int, apparent: int, stored: int, exclusive: int
     ) -> Usage:
-        return Usage(path, depth, is_directory, inodes, apparent, stored, exclusive if self._is_known else None)
+        return Usage(
+            path, depth, is_directory, inodes, apparent, stored, None if self._exclusive is None else exclusive
+        )
 
     def _failed(self, path: bytes, error: PuzzlefsError) -> None:
         if len(self.problems) < _MAX_PROBLEMS:

@@ -249,11 +249,11 @@ def _chunks(
 ) -> tuple[ChunkSummary, int, FrameSummary | None]:
     """The chunks, the bytes of their blobs, and how they are framed."""
     used = len(numbers)
-    hidden = numbers.numbers(image_blobs(image)) - set(range(used)) - numbers.numbers(metadata_blobs(image))
+    hidden = numbers.numbers(image_blobs(image, contents)) - set(range(used)) - numbers.numbers(metadata_blobs(image))
     digests = list(numbers)
     sizes = blob_sizes(image.layout, digests)
     content = [contents.content_size(number, sizes[number] or 0) for number in range(used)]
-    compressed = [digests[number] for number in sorted(contents.ends_compressed)]
+    compressed = [digests[number] for number in contents.compressed()]
     with storage_errors("look into chunks in", image.layout.path):
         frames = summarize_frames(image.layout, compressed) if compressed else None
     summary = ChunkSummary(

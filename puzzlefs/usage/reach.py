@@ -10,6 +10,8 @@ by an exception, and decide.
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -22,13 +24,22 @@ from puzzlefs.image import MAX_MANIFEST_SIZE, Image, open_image
 from puzzlefs.model import Kind
 from puzzlefs.oci import Descriptor, Dialect, ImageReference, Index, Manifest, media_types
 from puzzlefs.oci.json_text import JsonValue
-from puzzlefs.usage.content import chunks_of
+from puzzlefs.usage.content import FileContents, chunks_of
+from puzzlefs.vfs.stack import LayerStack
 
 _MAX_INDEX_DEPTH: Final = 4
 _MAX_MANIFESTS: Final = 10_000
 """What one entry may lead to through indexes."""
 _ROOTFS_TYPES: Final = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
 _SHA256_PREFIX: Final = "sha256:"
+_HEAD: Final = re.compile(
+    rb'\{"config":\{(?:"data":"e30=",)?"digest":"sha256:([0-9a-f]{64})","mediaType":"[\w./+-]+","size":\d+\},"layers":\['
+)
+_LAYER: Final = re.compile(
+    rb'\{(?:"annotations":\{"[\w.]+":"\w*"\},)?'
+    rb'"digest":"sha256:([0-9a-f]{64})","mediaType":"[\w./+-]+","size":\d+\}([],])'
+)
+_TAIL: Final = b',"schemaVersion":2}'
 _UNTAGGED: Final = "untagged"
 
 
@@ -87,8 +98,8 @@ def manifests_below(layout: Layout, descriptor: Descriptor) -> tuple[list[Descri
     raise FormatError(f"index {descriptor.digest.oci} leads to more than {_MAX_INDEX_DEPTH} indexes below each other")
 
 
-def reached_by(layout: Layout, descriptor: Descriptor) -> set[Digest]:
-    """Every blob that an entry of the index reaches.
+def reached_by(layout: Layout, descriptor: Descriptor) -> Iterator[Digest]:
+    """Every blob that an entry of the index reaches; some more than once.
 
     Raises:
         NotFoundError: if something has to be read and is missing.
@@ -96,35 +107,39 @@ def reached_by(layout: Layout, descriptor: Descriptor) -> set[Digest]:
         IntegrityError: if it is not what its digest says.
         StorageError: if the host cannot read it.
     """
-    manifests, reached = manifests_below(layout, descriptor)
+    manifests, indexes = manifests_below(layout, descriptor)
+    yield from indexes
     for manifest in manifests:
-        reached |= manifest_blobs(layout, manifest)
-    return reached
+        yield from manifest_blobs(layout, manifest)
 
 
-def manifest_blobs(layout: Layout, descriptor: Descriptor) -> set[Digest]:
+def manifest_blobs(layout: Layout, descriptor: Descriptor) -> Iterator[Digest]:
     """Every blob that a manifest reaches, itself included; as ``reached_by``."""
     if layout.dialect is Dialect.OCI and descriptor.media_type == media_types.MANIFEST:
-        return {descriptor.digest, *_listed(_read_manifest(layout, descriptor))}
-    if layout.dialect is Dialect.PUZZLEFS_DEV and descriptor.media_type == media_types.ROOTFS:
+        data = _read_manifest(layout, descriptor)
+        listed = _listed_quickly(data)
+        yield descriptor.digest
+        yield from _listed(Manifest.parse(data)) if listed is None else listed
+    elif layout.dialect is Dialect.PUZZLEFS_DEV and descriptor.media_type == media_types.ROOTFS:
         with open_manifest(layout, descriptor) as image:
-            return image_blobs(image)
-    raise FormatError(
-        f"manifest {descriptor.digest.oci} is of the unknown kind {descriptor.media_type[:120]!r}, "
-        "so what it refers to cannot be told"
-    )
+            yield from image_blobs(image)
+    else:
+        raise FormatError(
+            f"manifest {descriptor.digest.oci} is of the unknown kind {descriptor.media_type[:120]!r}, "
+            "so what it refers to cannot be told"
+        )
 
 
 def names_a_rootfs(layout: Layout, descriptor: Descriptor) -> bool:
     """Whether a manifest is that of a PuzzleFS image, and not of another kind of OCI image; as ``reached_by``."""
     if layout.dialect is not Dialect.OCI:
         return True
-    return any(layer.media_type in _ROOTFS_TYPES for layer in _read_manifest(layout, descriptor).layers())
+    layers = Manifest.parse(_read_manifest(layout, descriptor)).layers()
+    return any(layer.media_type in _ROOTFS_TYPES for layer in layers)
 
 
-def _read_manifest(layout: Layout, descriptor: Descriptor) -> Manifest:
-    blobs = VerifiedBlobs(layout, BlobVerifier("user"))
-    return Manifest.parse(blobs.read(descriptor.digest, limit=MAX_MANIFEST_SIZE))
+def _read_manifest(layout: Layout, descriptor: Descriptor) -> bytes:
+    return VerifiedBlobs(layout, BlobVerifier("user")).read(descriptor.digest, limit=MAX_MANIFEST_SIZE)
 
 
 def open_manifest(layout: Layout, descriptor: Descriptor, tag: str | None = None) -> Image:
@@ -132,20 +147,29 @@ def open_manifest(layout: Layout, descriptor: Descriptor, tag: str | None = None
     return open_image(ImageReference(layout.path, tag or _UNTAGGED), manifest=descriptor.digest)
 
 
-def image_blobs(image: Image) -> set[Digest]:
-    """Every blob that an open image reaches.
+def image_blobs(image: Image, contents: FileContents | None = None) -> Iterator[Digest]:
+    """Every blob that an open image reaches; some more than once.
+
+    Args:
+        image: the image.
+        contents: what its visible files refer to. What they use, and nothing else does, may then be missing.
 
     Raises:
-        FormatError: if a layer of the manifest, or an inode of versions 1 and 2, is malformed.
+        FormatError: if a layer of the manifest is malformed. (An inode that is refers to nothing.)
     """
+    yield image.manifest_digest
     if image.manifest is not None:
-        return {image.manifest_digest, *_listed(image.manifest)}
-    reached = {image.manifest_digest, *(ref.digest for ref in image.metadata_refs)}
+        yield from _listed(image.manifest)
+        return
+    known = frozenset[int]() if contents is None else frozenset(contents.inodes)
+    owner = LayerStack(image.rootfs.metadata_layers).owner
+    for ref in image.metadata_refs:
+        yield ref.digest
     for table in image.rootfs.metadata_layers:
         for ino, kind in table.kinds():
-            if kind == Kind.REGULAR:
-                reached.update([chunk.blob.digest for chunk in chunks_of(table, ino)])
-    return reached
+            if kind == Kind.REGULAR and not (ino in known and owner(ino) is table):
+                with contextlib.suppress(FormatError):
+                    yield from [chunk.blob.digest for chunk in chunks_of(table, ino)]
 
 
 def metadata_blobs(image: Image) -> set[Digest]:
@@ -154,6 +178,23 @@ def metadata_blobs(image: Image) -> set[Digest]:
     if image.manifest is not None:
         found |= {image.manifest.config.digest, image.manifest.rootfs().digest}
     return found
+
+
+def _listed_quickly(data: bytes) -> Iterator[Digest] | None:
+    """The digests in an OCI manifest of the form that builders write; ``None`` if it has another.
+
+    As JSON objects, a hundred thousand layers take a second and a hundred megabytes.
+    """
+    found = _HEAD.match(data)
+    if found is None:
+        return None
+    digests = bytearray.fromhex(found[1].decode())
+    while found := _LAYER.match(data, found.end()):
+        digests += bytes.fromhex(found[1].decode())
+        if found[2] == b"]":
+            is_whole = data[found.end() :] == _TAIL
+            return (Digest(bytes(digests[at : at + 32])) for at in range(0, len(digests), 32)) if is_whole else None
+    return None
 
 
 def _listed(manifest: Manifest) -> Iterator[Digest]:

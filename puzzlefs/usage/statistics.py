@@ -258,7 +258,7 @@ class _Survey:
             if size > known.get(number, -1):
                 known[number] = size
         return _Found(
-            blobs=array("I", numbers.numbers(image_blobs(image)) | used),
+            blobs=array("I", numbers.numbers(image_blobs(image, contents)) | used),
             used=array("I", used),
             metadata=numbers.numbers(metadata_blobs(image)) - used,
             version=image.version,
