@@ -79,7 +79,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("-maxdepth", type=whole_number, metavar="N", help="not below that")
     parser.add_argument(
-        "-print0", "--zero", dest="zero", action="store_true", help="print names as they are, and a NUL instead of a line"
+        "-print0",
+        "--zero",
+        dest="zero",
+        action="store_true",
+        help="print names as they are, and a NUL instead of a line",
     )
     add_image_options(parser)
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object")

@@ -141,7 +141,7 @@ class _Listing:
             items = [(entry.name, entry.ino, entry.kind) for entry in entries]
             if self._dots:
                 here, up = listed.place.ino, listed.place.parent
-                items = [(b".", here, Kind.DIRECTORY), (b"..", up, Kind.DIRECTORY), *items]
+                items = sorted([*items, (b".", here, Kind.DIRECTORY), (b"..", up, Kind.DIRECTORY)])
             write(self._lines(items, listed.path, listed.place.ino))
 
     def records(self) -> Iterator[dict[str, Any]]:

@@ -28,8 +28,8 @@ from puzzlefs_cli.looking import (
 from puzzlefs_cli.quoting import octal
 
 _EPILOG: Final = f"""\
-The directories that were named are counted, and so are symbolic links to directories, as tree(1) does. What cannot be
-printed is shown as \\012.
+As tree(1) does, directories that were named are counted, unless they are empty, and so are symbolic links to
+directories. What cannot be printed is shown as \\012.
 
 {JSON_KEYS}
 Here the entries are in the order of the drawing, each with its "depth" (0 for a directory that was named), and
@@ -148,7 +148,7 @@ class _Drawing:
                 continue
             entries = self._look.attempt(path, partial(self._entries, path, place))
             if entries is not None:
-                self._directories += 1
+                self._directories += bool(entries)
                 yield _Line(path, path, place.ino, place.kind, ())
                 yield from self._below(path, place, entries)
 
