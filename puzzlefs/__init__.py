@@ -8,7 +8,7 @@ The public face of the library::
     print(report.digest)
 
     with puzzlefs.open_image("images:debian", digest=str(report.digest)) as image:
-        entry = image.tree.lookup(image.tree.root, b"etc")
+        text = (image.path("/etc") / "os-release").read_text()
 
     puzzlefs.extract("images:debian", "copy")
     puzzlefs.mount("images:debian", "/mnt")          # serves until it is unmounted
@@ -30,6 +30,10 @@ from puzzlefs.errors import (
     InvalidArgumentError,
     MountError,
     NotFoundError,
+    PathError,
+    PathIsDirectoryError,
+    PathNotDirectoryError,
+    PathNotFoundError,
     PuzzlefsError,
     SourceError,
     StorageError,
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from puzzlefs.extract import ExtractReport, extract
     from puzzlefs.history import HistoryReport, history
     from puzzlefs.image import Image, open_image
+    from puzzlefs.image_path import ImagePath
     from puzzlefs.mount import mount, unmount
     from puzzlefs.mount.committing import commit
     from puzzlefs.mount.shell import ShellOutcome, run_in_image
@@ -69,6 +74,7 @@ _HOMES = {
     "ExtractReport": "extract",
     "HistoryReport": "history",
     "Image": "image",
+    "ImagePath": "image_path",
     "ImageReference": "oci",
     "ImportReport": "tar",
     "Inspection": "usage",
@@ -125,6 +131,7 @@ __all__ = [
     "FormatError",
     "HistoryReport",
     "Image",
+    "ImagePath",
     "ImageReference",
     "ImportReport",
     "Inspection",
@@ -133,6 +140,10 @@ __all__ = [
     "LayoutStatistics",
     "MountError",
     "NotFoundError",
+    "PathError",
+    "PathIsDirectoryError",
+    "PathNotDirectoryError",
+    "PathNotFoundError",
     "PuzzlefsError",
     "ShellOutcome",
     "SourceError",

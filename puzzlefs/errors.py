@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from typing import Self
 
 
 class PuzzlefsError(Exception):
@@ -157,6 +158,9 @@ class PathError(InvalidArgumentError, OSError):
     """
 
     _number = errno.ELOOP
+
+    def __new__(cls, *_given: object, **_more: object) -> Self:
+        return OSError.__new__(cls)  # else it would be made as a ValueError, which has no room for an errno
 
     def __init__(self, message: str, path: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)

@@ -42,7 +42,8 @@ examples:
 _NUMBER: Final = re.compile(r"-[0-9]+[cwbkMG]?$")
 """What begins with a dash and is the value of an option: ``-size -10k``, ``-perm -4000``. No option looks like that."""
 
-_BATCH: Final = 4096
+_BATCH: Final = 1 << 18
+"""Bytes that are written at a time."""
 
 _Found = tuple[bytes, bytes, int, Kind]
 """Path, name, inode number and kind."""
@@ -188,9 +189,12 @@ def _print(paths: Iterator[bytes], *, zero: bool) -> None:
         paths = (shell_escape(path).encode("utf-8", "surrogateescape") for path in paths)
     write = sys.stdout.buffer.write
     batch: list[bytes] = []
+    left = _BATCH
     for path in paths:
         batch.append(path)
-        if len(batch) == _BATCH:
+        left -= len(path)
+        if left < 0:
             write(end.join([*batch, b""]))
             batch.clear()
+            left = _BATCH
     write(end.join([*batch, b""]))

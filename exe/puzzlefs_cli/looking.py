@@ -41,6 +41,8 @@ Names that are not UTF-8 have surrogate escapes, as in Python's os.fsdecode."""
 
 T = TypeVar("T")
 
+_MAX_SHOWN: Final = 200
+
 _TYPE_NAMES: Final = {
     stat.S_IFREG: "regular",
     stat.S_IFDIR: "directory",
@@ -71,7 +73,7 @@ class Look:
     def failed(self, path: bytes, error: PuzzlefsError) -> None:
         """Say that something could not be looked at, and go on."""
         sys.stdout.flush()  # what was printed before it
-        shown = shell_escape(path)
+        shown = shell_escape(path) if len(path) <= _MAX_SHOWN else shell_escape(path[:_MAX_SHOWN]) + "…"
         message = str(error)
         about = "" if shown in message else f"{shown}: "
         text = " ".join(f"puzzlefs: {self.image.reference}: {about}{message}".splitlines())

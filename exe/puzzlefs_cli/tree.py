@@ -41,7 +41,8 @@ example:
 
 _UTF8_LINES: Final = ("│   ", "    ", "├── ", "└── ")
 _ASCII_LINES: Final = ("|   ", "    ", "|-- ", "`-- ")
-_BATCH: Final = 1000
+_BATCH: Final = 1 << 16
+"""Characters that are written at a time."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -110,6 +111,7 @@ class _Drawing:
         is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
         along, space, item, last = _UTF8_LINES if is_utf8 else _ASCII_LINES
         lines: list[str] = []
+        left = _BATCH
         for line in self._lines():
             text = octal(line.name)
             if line.lasts:
@@ -118,8 +120,10 @@ class _Drawing:
             if line.kind is Kind.SYMLINK:
                 text += self._arrow(line)
             lines.append(text)
-            if len(lines) >= _BATCH:
+            left -= len(text)
+            if left < 0:
                 self._write(lines)
+                left = _BATCH
         directories = f"{self._directories} director{'y' if self._directories == 1 else 'ies'}"
         files = "" if self._directories_only else f", {self._files} file{'' if self._files == 1 else 's'}"
         lines += ["", directories + files]

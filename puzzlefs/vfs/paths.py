@@ -29,8 +29,8 @@ from puzzlefs.vfs.tree import Entry, Tree
 MAX_LINKS: Final = 40
 """Symbolic links that one path may go through (Linux MAXSYMLINKS)."""
 
-MAX_PATH: Final = 1 << 16
-"""Bytes of the longest path of a directory that a walk enters: 16 times what Linux takes (PATH_MAX). Deeper trees can
+MAX_PATH: Final = 1 << 14
+"""Bytes of the longest path of a directory that a walk enters: four times what Linux takes (PATH_MAX). Deeper trees can
 be built, but to name all that is in them takes time and room that grow with the square of the depth."""
 
 _MAX_SHOWN: Final = 200

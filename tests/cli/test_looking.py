@@ -646,6 +646,18 @@ def test_bad_entries_are_shown_as_such_and_the_rest_as_it_is(tmp_path: Path, ver
     assert {entry["path"] for entry in report["entries"]} == {"/", "/a", "/a/inner", "/bad", "/ok"}
 
 
+def test_bombs_of_nesting_end(tmp_path: Path) -> None:
+    forge = Forge(tmp_path / "layout")
+    count = 20_000
+    image = forge.image([*(f.directory(ino, {b"x": ino + 1}) for ino in range(1, count)), f.directory(count)])
+    for words in (["find"], ["ls", "-R"], ["ls", "-lR"], ["tree"]):
+        text = said(*words, image, code=4)
+        assert text.count("\n") == 1
+        assert "too deep" in text
+        assert len(text) < 1000
+    assert said("cat", image, b"x/" * 20_000, code=3).endswith("/x/x… does not exist in the image\n")
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     forge = Forge(tmp_path_factory.mktemp("small") / "layout")

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.unit
         (errors.NotFoundError("x"), errno.ENOENT),
         (errors.TagNotFoundError("x", "t", ()), errno.ENOENT),
         (errors.BlobNotFoundError("00", "path"), errno.EIO),
+        (errors.PathNotFoundError("x", "path"), errno.ENOENT),
+        (errors.PathError("x", "path"), errno.EINVAL),
         (errors.UnsafePathError("x"), errno.EIO),
         (errors.VerityUnavailableError("x"), errno.EIO),
         (errors.VerityNotEnabledError("x"), errno.EIO),
