@@ -45,9 +45,9 @@ class ImagePath:
 
     __slots__ = ("_image", "_path")
 
-    def __init__(self, image: FileSource, path: str | bytes | PurePosixPath = "/") -> None:
+    def __init__(self, image: FileSource, path: str | bytes | os.PathLike[str] = "/") -> None:
         """``path`` inside ``image``; a relative one begins at the root too."""
-        text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
+        text = os.fsdecode(path)
         self._image = image
         self._path = PurePosixPath("/" + text.lstrip("/"))
 
@@ -88,7 +88,7 @@ class ImagePath:
         """The parent, its parent, and so on to the root."""
         return tuple(map(self._at, self._path.parents))
 
-    def joinpath(self, *segments: str | PurePosixPath) -> Self:
+    def joinpath(self, *segments: str | os.PathLike[str]) -> Self:
         """The path with more components; an absolute one begins at the root of the image again."""
         return self._at(self._path.joinpath(*segments))
 
@@ -132,7 +132,7 @@ class ImagePath:
         """The path as text."""
         return str(self._path)
 
-    def __truediv__(self, segment: str | PurePosixPath) -> Self:
+    def __truediv__(self, segment: str | os.PathLike[str]) -> Self:
         return self.joinpath(segment)
 
     def __str__(self) -> str:

@@ -278,7 +278,7 @@ def test_where_nothing_is_resolve_leaves_it_as_it_is_written(image: Image) -> No
 
 
 def test_it_is_a_traversable(image: Image) -> None:
-    etc = image.path("etc")
+    etc: Traversable = image.path("etc")
     assert isinstance(etc, Traversable)
     with importlib.resources.as_file(etc / "motd") as path:
         assert path.read_bytes() == _TEXT.encode()
@@ -331,7 +331,7 @@ def test_what_has_no_content_says_what_it_is(image: Image) -> None:
     with pytest.raises(PathNotDirectoryError):
         image.path("etc/motd").iterdir()
     with pytest.raises(InvalidArgumentError, match="no encoding"):
-        image.path("etc/motd").open("rb", encoding="utf-8")  # type: ignore[call-overload]
+        image.path("etc/motd").open("rb", encoding="utf-8")
     with pytest.raises(InvalidArgumentError, match="without a buffer"):
         image.path("etc/motd").open("r", 0)
 
