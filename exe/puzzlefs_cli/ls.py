@@ -56,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="List directories of an image, as GNU ls does; the root if there is no PATH.",
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
-        usage="puzzlefs ls [-laAdiRC10] [--full-time] [--names] [-d HEX] [--verity MODE] [--json] IMAGE [PATH…]",
+        usage="puzzlefs ls [-laADiRC10] [--full-time] [--names] [-d HEX] [--verity MODE] [--json] IMAGE [PATH…]",
     )
     parser.add_argument("words", nargs="+", metavar="IMAGE [PATH]", help=IMAGE_AND_PATHS_HELP)
     parser.add_argument("-l", dest="long", action="store_true", help="mode, links, owner, group, size, time, name")
