@@ -48,6 +48,7 @@ from puzzlefs.errors import (
 if TYPE_CHECKING:
     from puzzlefs.builder import BuildReport, StorageOptions, build
     from puzzlefs.canonicalize import CanonicalReport, canonicalize
+    from puzzlefs.collect import GarbageReport, collect_garbage
     from puzzlefs.convert import ConvertReport, convert
     from puzzlefs.delta import build_from_tree, build_from_upper
     from puzzlefs.digest import Digest, VerityDigest
@@ -72,6 +73,7 @@ _HOMES = {
     "EnableReport": "enable_verity",
     "ExportReport": "tar",
     "ExtractReport": "extract",
+    "GarbageReport": "collect",
     "HistoryReport": "history",
     "Image": "image",
     "ImagePath": "image_path",
@@ -87,6 +89,7 @@ _HOMES = {
     "build_from_tree": "delta",
     "build_from_upper": "delta",
     "canonicalize": "canonicalize",
+    "collect_garbage": "collect",
     "commit": "mount.committing",
     "convert": "convert",
     "disk_usage": "usage",
@@ -129,6 +132,7 @@ __all__ = [
     "ExportReport",
     "ExtractReport",
     "FormatError",
+    "GarbageReport",
     "HistoryReport",
     "Image",
     "ImagePath",
@@ -162,6 +166,7 @@ __all__ = [
     "build_from_tree",
     "build_from_upper",
     "canonicalize",
+    "collect_garbage",
     "commit",
     "convert",
     "disk_usage",

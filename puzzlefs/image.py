@@ -57,7 +57,7 @@ MAX_METADATA_SIZE: Final = 1 << 30
 _MAX_INDEX_DEPTH: Final = 4
 _MAX_VECTORS_IN_BLOB: Final = 16
 """Vectors at different offsets of one blob could share their bytes; real ones are alone in theirs."""
-_MAX_METADATA_RATIO: Final = 100
+MAX_METADATA_RATIO: Final = 100
 """How much smaller compressed metadata can be; real ones shrink to a tenth."""
 _METADATA_LEVEL: Final = 9
 """The zstd level of compressed metadata: beyond it they take much longer and shrink no more."""
@@ -332,7 +332,7 @@ def _read_vector(blobs: VerifiedBlobs, ref: BlobRef, limit: int) -> bytes:
 
 def _decompress_metadata(digest: Digest, stored: bytes, limit: int) -> bytes:
     try:
-        return decompress_chunk(stored, limit=min(limit, _MAX_METADATA_RATIO * len(stored)))
+        return decompress_chunk(stored, limit=min(limit, MAX_METADATA_RATIO * len(stored)))
     except FormatError as error:
         raise FormatError(f"metadata blob {digest.oci}: {error.message}") from error
 
@@ -524,7 +524,7 @@ def _rootfs_descriptor(rootfs: bytes, put: Callable[[bytes], Digest], *, compres
     media_type = media_types.ROOTFS
     if compress:
         smaller = compress_whole(rootfs, _METADATA_LEVEL)
-        if len(smaller) < len(rootfs) <= _MAX_METADATA_RATIO * len(smaller):  # or no reader would take it
+        if len(smaller) < len(rootfs) <= MAX_METADATA_RATIO * len(smaller):  # or no reader would take it
             media_type, rootfs = media_types.ROOTFS_ZSTD, smaller
     return Descriptor(media_type, put(rootfs), len(rootfs), {media_types.VERITY_ROOT_HASH: verity_digest(rootfs).hex()})
 

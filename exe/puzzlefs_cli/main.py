@@ -36,10 +36,12 @@ _VERBS: Final = {
     "cat": "cat",
     "du": "du",
     "stats": "stats",
+    "diff": "diff",
     "canonicalize": "canonicalize",
     "convert": "convert",
     "export": "export",
     "import": "import_",
+    "gc": "gc_",
     "enable-fs-verity": "enable_verity",
     "completion": "completion",
 }

@@ -184,8 +184,17 @@ class Layout:
             FormatError: if the index there is cannot be read.
             StorageError: if it cannot be written; the old one is then still there.
         """
-        with self.locked(), storage_errors("write", self.path / _INDEX):
-            _replace_file(self.path / _INDEX, change(self.read_index()).encode())
+        with self.locked():
+            self.write_index(change(self.read_index()))
+
+    def write_index(self, index: Index) -> None:
+        """Replace the index by one that was made of it under the lock (``locked``), which is still held; atomically.
+
+        Raises:
+            StorageError: if it cannot be written; the old one is then still there.
+        """
+        with storage_errors("write", self.path / _INDEX):
+            _replace_file(self.path / _INDEX, index.encode())
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from puzzlefs.image import Image, open_image
 from puzzlefs.mount.engine import Engine, Mounting, checked_mountpoint
 from puzzlefs.mount.kernel_engine import KernelEngine
 from puzzlefs.mount.kernel_mount import is_supported
+from puzzlefs.mount.lease import leased
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.options import MountOptions, parse_options
 from puzzlefs.oci import ImageReference
@@ -67,6 +68,7 @@ def mount(
             image = stack.enter_context(open_image(image))
         reference = image.reference
         fsname = f"{reference.layout.absolute()}:{reference.tag}"
+        stack.enter_context(leased(image))
         log.info("Mounting %s", point)
         log.debug("%s with %s, %s", fsname, type(server).__name__, options)
         server.serve(Mounting(Operations(image, hides_xattr), point, options, fsname, on_ready or _nothing))

@@ -371,3 +371,63 @@ class TestSource:
         with open_image(f"{layout}:old") as image:
             assert image.layout.read_index().tags() == ["old"]
             assert image.tree.entries(ROOT_INO)
+
+
+class TestBesideGarbageCollection:
+    @pytest.mark.parametrize("version", [1, 3])
+    def test_a_build_that_is_stopped_while_garbage_is_collected(
+        self, old: Path, new: Path, tmp_path: Path, version: int, workers: str
+    ) -> None:
+        """It relies on blobs that were garbage before; all of them are there when it goes on."""
+        layout = tmp_path / "oci"
+        option = f"--format-version={version}"
+        build(new, f"{layout}:new", option)
+        build(old, f"{layout}:stays", option)
+        index = json.loads((layout / "index.json").read_bytes())
+        index["manifests"] = index["manifests"][1:]
+        (layout / "index.json").write_text(json.dumps(index))  # all of ``new`` is garbage
+        root = tmp_path / "root"
+        subprocess.run(["cp", "-a", new, root], check=True)
+        for number in range(20):
+            (root / f"zz{number:02}").write_bytes(random.Random(f"more/{number}").randbytes(1 << 20))
+        process = start(root, f"{layout}:again", option, "--no-cache")
+        blobs = layout / "blobs" / "sha256"
+        removed = 0
+        while process.poll() is None:
+            if any(name.startswith(".tmp-") for name in os.listdir(blobs)):  # it is past what is there already
+                os.kill(process.pid, signal.SIGSTOP)
+                command = [PUZZLEFS_ALONE, "gc", "--grace=0", "--json", layout]
+                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as collection:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        collection.wait(3)  # unless it was stopped in the microseconds in which it holds the lock
+                    os.kill(process.pid, signal.SIGCONT)
+                    output, _ = collection.communicate(timeout=60)
+                assert collection.returncode == 0
+                removed += json.loads(output)["removed_blobs"]
+                time.sleep(0.05)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        check_image(f"{layout}:again", root)
+        check_image(f"{layout}:stays", old)
+        assert temporary_files(layout) == []
+        assert removed  # the metadata of the image that was dropped
+
+    def test_one_that_is_killed_can_be_repeated(self, old: Path, new: Path, tmp_path: Path, workers: str) -> None:
+        layout = tmp_path / "oci"
+        build(old, f"{layout}:stays")
+        build(new, f"{layout}:new")
+        expected = check_blobs(layout)
+        subprocess.run([PUZZLEFS_ALONE, "gc", "--grace=0", "--json", layout], check=True, stdout=subprocess.DEVNULL)
+        assert check_blobs(layout) == expected
+        index = json.loads((layout / "index.json").read_bytes())
+        index["manifests"] = index["manifests"][:1]
+        (layout / "index.json").write_text(json.dumps(index))
+        process = subprocess.Popen([PUZZLEFS_ALONE, "gc", "--grace=0", layout], stdout=subprocess.DEVNULL)
+        while process.poll() is None and len(os.listdir(layout / "blobs" / "sha256")) == expected:
+            pass
+        process.kill()
+        process.wait()
+        check_image(f"{layout}:stays", old)
+        subprocess.run([PUZZLEFS_ALONE, "gc", "--grace=0", layout], check=True, stdout=subprocess.DEVNULL)
+        check_image(f"{layout}:stays", old)
+        assert check_blobs(layout) < expected

@@ -135,7 +135,9 @@ def test_the_daemon_is_detached(odd: Built, tmp_path: Path, engine: str) -> None
         descriptors = {int(entry.name): os.readlink(entry) for entry in (proc / "fd").iterdir()}
         assert [descriptors[number] for number in range(3)] == ["/dev/null"] * 3
         files = {target for number, target in descriptors.items() if number > 2 and target.startswith("/")}
-        assert files == {"/dev/fuse", str(log), str(odd.layout / "new" / "blobs" / "sha256")}
+        blobs = odd.layout / "new" / "blobs" / "sha256"
+        (lease,) = (target for target in files if target.startswith(str(blobs / ".lease-")))
+        assert files == {"/dev/fuse", str(log), str(blobs), lease}
     finally:
         run_puzzlefs("umount", point)
         wait_for_end(pid)

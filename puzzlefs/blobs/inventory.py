@@ -1,0 +1,108 @@
+"""What lies in the directory of blobs: blobs by name, and what programs that were killed have left.
+
+Names only: nothing is opened but leases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from puzzlefs.blobs.host import storage_errors
+from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
+from puzzlefs.blobs.lease import LEASE_PREFIX, is_live
+from puzzlefs.digest import Digest
+from puzzlefs.errors import FormatError
+
+_HEX_LENGTH: Final = 64
+_HEX_DIGITS: Final = frozenset("0123456789abcdef")
+
+
+def list_blobs(layout: Layout) -> tuple[dict[Digest, os.stat_result], list[str]]:
+    """The regular files that have names of blobs, and the names of everything else that is there.
+
+    Raises:
+        StorageError: if the directory cannot be read.
+    """
+    blobs: dict[Digest, os.stat_result] = {}
+    rest: list[str] = []
+    with storage_errors("list the blobs of", layout.path):
+        for name in os.listdir(layout.blobs_fd):
+            if len(name) == _HEX_LENGTH and _HEX_DIGITS.issuperset(name):
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.stat(name, dir_fd=layout.blobs_fd, follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        blobs[Digest(bytes.fromhex(name))] = status
+                        continue
+            rest.append(name)
+    return blobs, rest
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOver:
+    """A temporary file whose owner is gone.
+
+    Attributes:
+        directory: where it is, a descriptor.
+        name: its name there.
+        size: its bytes.
+    """
+
+    directory: int
+    name: str
+    size: int
+
+
+def left_overs(layout: Layout, grace: float) -> Iterator[LeftOver]:
+    """The temporary files and leases in a layout that nobody uses any more.
+
+    While the directory of blobs is not locked (``collecting``), a lease that is just being taken may look abandoned.
+
+    Raises:
+        StorageError: if the host fails.
+    """
+    with storage_errors("look for left-over files in", layout.path):
+        names = [name for name in os.listdir(layout.blobs_fd) if name.startswith((TEMPORARY_PREFIX, LEASE_PREFIX))]
+        live: set[str] = set()
+        for name in names:
+            if name.startswith(LEASE_PREFIX):
+                if is_held(layout, name):
+                    live.add(name.removeprefix(LEASE_PREFIX))
+                else:
+                    yield from _left_over(layout.blobs_fd, name, 0)
+        for name in names:
+            session = name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+            if name.startswith(TEMPORARY_PREFIX) and session not in live:
+                yield from _left_over(layout.blobs_fd, name, grace)
+        fd = os.open(layout.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in os.listdir(fd):
+                if name.startswith(TEMPORARY_PREFIX):
+                    yield from _left_over(fd, name, grace)
+        finally:
+            os.close(fd)
+
+
+def is_held(layout: Layout, name: str) -> bool:
+    """Whether somebody holds the lease of this name. Only while ``collecting``.
+
+    Raises:
+        OSError: as the host reports it.
+    """
+    try:
+        return is_live(layout.blobs_fd, name)
+    except FormatError:
+        return False  # no file: nobody's lease
+
+
+def _left_over(directory: int, name: str, grace: float) -> Iterator[LeftOver]:
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        is_old = max(status.st_mtime, status.st_ctime) + grace <= time.time()
+        if is_old and not stat.S_ISDIR(status.st_mode):
+            yield LeftOver(directory, name, status.st_size)
