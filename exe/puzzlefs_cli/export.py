@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import gc
 import io
 import json
@@ -36,6 +37,9 @@ examples:
   puzzlefs export images:debian /usr/share/doc | zstd > doc.tar.zst
   puzzlefs export -o debian.tar images:debian
 """
+
+_PIPE_SIZE = 1 << 20
+"""Bytes that a pipe holds while its reader does something else (what every user may ask for: pipe(7))."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -114,6 +118,8 @@ def _output(name: str | None) -> Iterator[io.FileIO]:
     """Where the archive goes: stdout, or a file, which gets its name when it is whole."""
     if name is None:
         with open(sys.stdout.fileno(), "wb", buffering=0, closefd=False) as file:
+            with contextlib.suppress(OSError):  # no pipe, or larger than this user may have it
+                fcntl.fcntl(file, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
             yield file
         return
     path = Path(name)

@@ -9,7 +9,7 @@ What is larger than any builder's chunk is not loaded ahead, and taken in pieces
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,10 +18,14 @@ from typing import Final, Self
 from puzzlefs.blobs import LoadBudget
 from puzzlefs.builder.workers import started_pool
 from puzzlefs.digest import Digest
+from puzzlefs.errors import PuzzlefsError
 from puzzlefs.image import Image
-from puzzlefs.vfs import Piece
+from puzzlefs.model import FileChunk
 
-CHUNKS_AHEAD: Final = 16
+CHUNKS_AHEAD: Final = 32
+
+_BATCH_SIZE: Final = 4
+"""Chunks that a thread is told to load at once; to tell a thread costs as much as to load one."""
 
 _USUAL_CONTENT: Final = 4 << 20
 """Bytes of the largest content that is held while it waits."""
@@ -32,16 +36,36 @@ Key = tuple[Digest, bool]
 
 
 @dataclass(slots=True)
+class _Batch:
+    """Chunks that one thread loads one after the other.
+
+    Attributes:
+        keys: which.
+        outcome: what becomes of them, once a thread has been told: for each its content, an error, or ``None`` if it is
+            too large to be held.
+    """
+
+    keys: list[Key]
+    outcome: Future[list[bytes | PuzzlefsError | None]] | None = None
+
+
+@dataclass(slots=True)
 class _Loading:
     """A chunk that somebody waits for.
 
     Attributes:
-        content: what becomes of it; ``None`` if it is too large to be held.
-        takers: pieces of it that were announced and not taken.
+        batch: the batch that it is in.
+        index: its place there.
+        takers: parts of it that were announced and not taken.
+        is_there: whether somebody waited for it already.
+        content: what he got.
     """
 
-    content: Future[bytes | None]
-    takers: int
+    batch: _Batch
+    index: int
+    takers: int = 1
+    is_there: bool = False
+    content: bytes | None = None
 
 
 class ChunksAhead:
@@ -52,49 +76,86 @@ class ChunksAhead:
         self._image = image
         self._pool = started_pool(workers)
         self._loading: dict[Key, _Loading] = {}
+        self._batch = _Batch([])
 
     def has_room(self) -> bool:
-        """Whether one more piece may be announced."""
+        """Whether one more part may be announced."""
         return len(self._loading) < CHUNKS_AHEAD
 
-    def want(self, piece: Piece) -> None:
-        """Announce that a piece will be taken; pieces are taken in the order in which they were announced."""
-        key = piece.blob, piece.compressed
+    def want(self, part: FileChunk) -> None:
+        """Announce that a part will be taken; parts are taken in the order in which they were announced."""
+        blob = part.blob
+        key = blob.digest, blob.compressed
         loading = self._loading.get(key)
-        if loading is None:
-            self._loading[key] = _Loading(self._pool.submit(self._load, key), 1)
-        else:
+        if loading is not None:
             loading.takers += 1
+            return
+        batch = self._batch
+        self._loading[key] = _Loading(batch, len(batch.keys))
+        batch.keys.append(key)
+        if len(batch.keys) == _BATCH_SIZE:
+            self._submit(batch)
 
-    def take(self, piece: Piece, budget: LoadBudget) -> Iterator[memoryview]:
-        """The bytes of a piece that was announced.
+    def take(self, part: FileChunk, budget: LoadBudget | None) -> Sequence[memoryview] | Iterator[memoryview]:
+        """The bytes of a part that was announced, in pieces.
 
         Args:
-            piece: the piece.
+            part: the part.
             budget: pays for what had to be loaded.
 
         Raises:
-            PuzzlefsError: as ``VerifiedBlobs.view_chunk``.
+            PuzzlefsError: as ``VerifiedBlobs.view_chunk``; also while pieces are taken.
         """
-        key = piece.blob, piece.compressed
+        blob, length = part.blob, part.length
+        key = blob.digest, blob.compressed
         loading = self._loading[key]
+        if not loading.is_there:
+            content = self._wait(loading)
+            if isinstance(content, PuzzlefsError):
+                raise content
+            loading.content = content
+            loading.is_there = True
         loading.takers -= 1
         if not loading.takers:
             del self._loading[key]
-        content = loading.content.result()
-        if content is not None and piece.offset + piece.length <= len(content):
-            if not loading.takers:
-                budget.spend(len(content))
-            yield memoryview(content)[piece.offset : piece.offset + piece.length]
-            return
-        view = self._image.blobs.view_chunk
-        step = piece.length if piece.compressed else _WINDOW
-        for start in range(0, piece.length, step):
-            yield view(*key, piece.offset + start, min(step, piece.length - start), budget)
+        content = loading.content
+        end = blob.offset + length
+        if content is None or end > len(content):
+            return self._in_place(part, budget)
+        if budget is not None and not loading.takers:
+            budget.spend(len(content))
+        return (memoryview(content)[blob.offset : end],)
 
-    def _load(self, key: Key) -> bytes | None:
-        content = self._image.blobs.view_chunk(*key, 0, 0).obj
-        return content if isinstance(content, bytes) and 0 < len(content) <= _USUAL_CONTENT else None
+    def _in_place(self, part: FileChunk, budget: LoadBudget | None) -> Iterator[memoryview]:
+        """A part of what is too large to be held, or too short for it."""
+        blob, view = part.blob, self._image.blobs.view_chunk
+        step = part.length if blob.compressed else _WINDOW
+        for start in range(0, part.length, step):
+            size = min(step, part.length - start)
+            yield view(blob.digest, blob.compressed, blob.offset + start, size, budget)
+
+    def _submit(self, batch: _Batch) -> Future[list[bytes | PuzzlefsError | None]]:
+        """Have a batch loaded."""
+        batch.outcome = self._pool.submit(self._load, batch.keys)
+        if batch is self._batch:
+            self._batch = _Batch([])
+        return batch.outcome
+
+    def _wait(self, loading: _Loading) -> bytes | PuzzlefsError | None:
+        batch = loading.batch
+        outcome = self._submit(batch) if batch.outcome is None else batch.outcome
+        return outcome.result()[loading.index]
+
+    def _load(self, keys: Sequence[Key]) -> list[bytes | PuzzlefsError | None]:
+        loaded: list[bytes | PuzzlefsError | None] = []
+        for key in keys:
+            try:
+                content = self._image.blobs.view_chunk(*key, 0, 0).obj
+            except PuzzlefsError as error:
+                loaded.append(error)
+            else:
+                loaded.append(content if isinstance(content, bytes) and 0 < len(content) <= _USUAL_CONTENT else None)
+        return loaded
 
     def __enter__(self) -> Self:
         return self

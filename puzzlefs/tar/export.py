@@ -16,17 +16,18 @@ made it has to look at the error.
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Protocol
 
 from puzzlefs.blobs import LoadBudget, VerityMode
-from puzzlefs.digest import Digest, VerityDigest
+from puzzlefs.builder.workers import worker_count
+from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import FormatError, PuzzlefsError
 from puzzlefs.image import Image, open_image
-from puzzlefs.model import Kind
+from puzzlefs.model import FileChunk, Kind
 from puzzlefs.oci import ImageReference
 from puzzlefs.sparse import SparseReader
 from puzzlefs.tar.ahead import ChunksAhead
@@ -43,7 +44,8 @@ from puzzlefs.tar.encode import (
     padding,
     sparse_map,
 )
-from puzzlefs.vfs import Attributes, Entry, Piece
+from puzzlefs.tar.records import BLOCK_SIZE
+from puzzlefs.vfs import Attributes, Entry
 from puzzlefs.vfs.paths import MAX_PATH, Place, join, resolve, shown
 
 SMALLEST_HOLE: Final = 4 << 20
@@ -52,7 +54,6 @@ SMALLEST_HOLE: Final = 4 << 20
 _USUAL_PART: Final = 1 << 20
 """Bytes of the largest chunk that builders make."""
 
-_PLAN_SIZE: Final = 64 << 20
 _FREE_LOAD: Final = 512 << 20
 _LOAD_FACTOR: Final = 8
 """As for reading: a file of n bytes may load so many bytes of chunks, and this many times n."""
@@ -60,12 +61,10 @@ _LOAD_FACTOR: Final = 8
 _ITEMS_AHEAD: Final = 4096
 _OUTPUT_SIZE: Final = 1 << 20
 _OUTPUT_BUFFERS: Final = 512
-_MAX_WORKERS: Final = 4
 _KINDS: Final = {
     Kind.CHAR_DEVICE: CHAR_DEVICE,
     Kind.BLOCK_DEVICE: BLOCK_DEVICE,
     Kind.FIFO: FIFO,
-    Kind.SYMLINK: SYMLINK,
 }
 _NO_XATTRS: Final[Mapping[bytes, bytes]] = {}
 
@@ -117,7 +116,7 @@ def export_tar(
         path: what to export; symbolic links on the way are followed within the image, one at its end is not.
         digest: the fs-verity digest that the manifest must have; only where ``image`` is a name.
         verity: how the image is verified below that; only where ``image`` is a name.
-        workers: threads that load chunks ahead; as many as there are CPUs, up to 4, if not given.
+        workers: threads that load chunks ahead; as many as there are CPUs, up to 8, if not given.
         progress: called now and then with the members and the bytes of content written so far.
 
     Raises:
@@ -130,20 +129,20 @@ def export_tar(
         with open_image(image, digest=digest, verity=verity) as opened:
             return export_tar(opened, output, path, workers=workers, progress=progress)
     place = resolve(image.tree, os.fsencode(path), follow=False)
-    with ChunksAhead(image, workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)) as ahead:
+    with ChunksAhead(image, worker_count(workers)) as ahead:
         return _Export(image, output, ahead, progress).run(place)
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """A file that is being written; where it is, for messages, and what loading it may cost."""
+    """A file that is being written: its path, for messages, and what loading it may cost, if there is much to load."""
 
     path: bytes
-    budget: LoadBudget
+    budget: LoadBudget | None
 
 
-Item = bytes | tuple[_Content, Piece]
-"""A part of the archive: bytes, or a piece of a chunk that is still to be loaded."""
+Item = bytes | tuple[_Content, FileChunk]
+"""A part of the archive: bytes, or a part of a chunk, which is on its way."""
 
 
 @dataclass(slots=True)
@@ -153,11 +152,15 @@ class _Export:
     ahead: ChunksAhead
     progress: Callable[[int, int], None] | None
     first_names: dict[int, bytes] = field(default_factory=dict)  # of files that have several
-    counter: Counter[str] = field(default_factory=Counter)
     sparse: SparseReader = field(init=False)
     has_xattrs: bool = False
     top: bytes = b"/"
-    buffers: list[bytes | memoryview] = field(default_factory=list)
+    members: int = 0
+    content_size: int = 0
+    sockets: int = 0
+    waiting: deque[Item] = field(default_factory=deque)  # what comes next, in its order
+    waiting_size: int = 0  # bytes of those that are bytes
+    buffers: list[bytes | memoryview] = field(default_factory=list)  # what is about to be written
     pending: int = 0
     written: int = 0
     content_written: int = 0
@@ -167,72 +170,38 @@ class _Export:
         tree.links()  # and there are not more entries than the image can hold
         self.has_xattrs = tree.may_have_xattrs()
         self.sparse = SparseReader(self.image)
-        for item in self._announced(self._members(place)):
-            if isinstance(item, bytes):
-                self._put(item)
-            else:
-                content, piece = item
-                try:
-                    for view in self.ahead.take(piece, content.budget):
-                        self._put(view)
-                except PuzzlefsError as error:
-                    raise self._named(error, content.path) from error
-                self.content_written += piece.length
+        if place.kind is Kind.DIRECTORY:
+            self.top = place.path
+            self._directories(place.ino)
+        else:
+            directory, _, name = place.path.rpartition(b"/")
+            self.top = directory or b"/"
+            self._member(b"", place.parent, Entry(name, place.ino, place.kind))
+        while self.waiting:
+            self._advance()
         self._put(end_of_archive(self.written + self.pending))
         self._flush()
-        return ExportReport(
-            members=self.counter["members"],
-            bytes=self.written,
-            content_size=self.counter["content"],
-            sockets=self.counter["sockets"],
-        )
-
-    def _announced(self, items: Iterator[Item]) -> Iterator[Item]:
-        """The items, of which the next ones have been announced."""
-        waiting: deque[Item] = deque()
-        size = 0
-        while True:
-            while not waiting or (len(waiting) < _ITEMS_AHEAD and size < _OUTPUT_SIZE and self.ahead.has_room()):
-                item = next(items, None)
-                if item is None:
-                    break
-                if isinstance(item, bytes):
-                    size += len(item)
-                else:
-                    self.ahead.want(item[1])
-                waiting.append(item)
-            if not waiting:
-                return
-            item = waiting.popleft()
-            if isinstance(item, bytes):
-                size -= len(item)
-            yield item
+        return ExportReport(self.members, self.written, self.content_size, self.sockets)
 
     # ---- the walk
 
-    def _members(self, top: Place) -> Iterator[Item]:
-        if top.kind is not Kind.DIRECTORY:
-            directory, _, name = top.path.rpartition(b"/")
-            self.top = directory or b"/"
-            yield from self._member(b"", top.parent, Entry(name, top.ino, top.kind))
-            return
-        self.top = top.path
+    def _directories(self, top: int) -> None:
+        """Export a directory, and all that is below it."""
         tree = self.image.tree
-        stack = [(b"./", top.ino)]
+        stack = [(b"./", top)]
         while stack:
             path, ino = stack.pop()
             try:
                 if len(path) > MAX_PATH:
                     raise FormatError(f"its path has more than {MAX_PATH} bytes")
-                header = self._header(DIRECTORY, path, tree.attributes(ino))
+                self._header(DIRECTORY, path, tree.attributes(ino))
                 entries = tree.entries(ino)
             except PuzzlefsError as error:
                 raise self._named(error, path) from error
-            yield header
             below: list[tuple[bytes, int]] = []
             for entry in entries:
                 if entry.kind is not Kind.DIRECTORY:
-                    yield from self._member(path, ino, entry)
+                    self._member(path, ino, entry)
                     continue
                 try:
                     tree.check_entry(ino, entry)
@@ -241,47 +210,52 @@ class _Export:
                 below.append((b"%b%b/" % (path, entry.name), entry.ino))
             stack += reversed(below)
 
-    def _member(self, directory: bytes, parent: int, entry: Entry) -> Iterator[Item]:
-        """Anything but a directory."""
+    def _member(self, directory: bytes, parent: int, entry: Entry) -> None:
+        """Export anything but a directory."""
         tree = self.image.tree
+        ino, kind = entry.ino, entry.kind
         path = directory + entry.name
         try:
-            if entry.kind is Kind.UNKNOWN:
+            if kind is Kind.UNKNOWN:
                 tree.check_entry(parent, entry)
-            if entry.kind is Kind.SOCKET:
-                self.counter["sockets"] += 1
+            if kind is Kind.SOCKET:
+                self.sockets += 1
                 return
-            attributes = tree.attributes(entry.ino)
+            attributes = tree.attributes(ino)
             if attributes.nlink > 1:
-                first = self.first_names.get(entry.ino)
+                first = self.first_names.get(ino)
                 if first is not None:
-                    yield self._header(HARD_LINK, path, attributes, target=first)
+                    self._header(HARD_LINK, path, attributes, target=first)
                     return
-                self.first_names[entry.ino] = path
-            if entry.kind is Kind.REGULAR:
-                content = _Content(path, LoadBudget(_FREE_LOAD + _LOAD_FACTOR * attributes.size))
-                yield from self._regular(path, attributes, content)
-                return
-            target = tree.readlink(entry.ino) if entry.kind is Kind.SYMLINK else b""
-            yield self._header(_KINDS[entry.kind], path, attributes, target=target)
+                self.first_names[ino] = path
+            if kind is Kind.REGULAR:
+                self._regular(path, attributes)
+            elif kind is Kind.SYMLINK:
+                self._header(SYMLINK, path, attributes, target=tree.readlink(ino))
+            else:
+                self._header(_KINDS[kind], path, attributes)
         except PuzzlefsError as error:
             raise self._named(error, path) from error
 
-    def _regular(self, path: bytes, attributes: Attributes, content: _Content) -> Iterator[Item]:
-        ino, size = attributes.ino, attributes.size
-        self.counter["content"] += size
-        if size >= SMALLEST_HOLE and self._may_have_holes(ino, size):
-            segments = self._segments(ino, size)
+    def _regular(self, path: bytes, attributes: Attributes) -> None:
+        size = attributes.size
+        self.content_size += size
+        parts = self.image.tree.parts(attributes.ino) if size else ()
+        if size >= SMALLEST_HOLE and _may_have_holes(parts):
+            segments = self._segments(attributes.ino, size)
             if segments != [(0, size)]:
-                yield from self._sparse(path, attributes, segments)
+                self._sparse(path, attributes, segments)
                 return
-        yield self._header(REGULAR, path, attributes, size=size)
-        for start in range(0, size, _PLAN_SIZE):
-            for piece in self.image.tree.plan(ino, start, min(_PLAN_SIZE, size - start)).pieces:
-                if piece.length:
-                    yield content, piece
-        if size % 512:
-            yield padding(size)
+        self._header(REGULAR, path, attributes, size=size)
+        content = _Content(path, LoadBudget(_FREE_LOAD + _LOAD_FACTOR * size) if len(parts) > 1 else None)
+        for part in parts:
+            if part.length:
+                while not self.ahead.has_room():
+                    self._advance()
+                self.ahead.want(part)
+                self.waiting.append((content, part))
+        if size % BLOCK_SIZE:
+            self._put_later(padding(size))
 
     def _header(
         self,
@@ -292,37 +266,27 @@ class _Export:
         size: int = 0,
         target: bytes = b"",
         real_size: int | None = None,
-    ) -> bytes:
-        self.counter["members"] += 1
+    ) -> None:
+        self.members += 1
         is_link = kind == HARD_LINK
         rdev = attributes.rdev
-        return member_header(
-            kind,
-            path,
-            mode=0o777 if kind == SYMLINK else attributes.mode & 0o7777,
-            uid=attributes.uid,
-            gid=attributes.gid,
-            mtime_ns=attributes.mtime_ns,
-            size=size,
-            target=target,
-            device=(os.major(rdev), os.minor(rdev)) if rdev and not is_link else (0, 0),
-            xattrs=self.image.tree.xattrs(attributes.ino) if self.has_xattrs and not is_link else _NO_XATTRS,
-            real_size=real_size,
+        self._put_later(
+            member_header(
+                kind,
+                path,
+                mode=0o777 if kind == SYMLINK else attributes.mode & 0o7777,
+                uid=attributes.uid,
+                gid=attributes.gid,
+                mtime_ns=attributes.mtime_ns,
+                size=size,
+                target=target,
+                device=(os.major(rdev), os.minor(rdev)) if rdev and not is_link else (0, 0),
+                xattrs=self.image.tree.xattrs(attributes.ino) if self.has_xattrs and not is_link else _NO_XATTRS,
+                real_size=real_size,
+            )
         )
 
     # ---- holes
-
-    def _may_have_holes(self, ino: int, size: int) -> bool:
-        """Whether two parts that follow one another are of one chunk, or one is larger than builders make them."""
-        last: Digest | None = None
-        for start in range(0, size, _PLAN_SIZE):
-            pieces = self.image.tree.plan(ino, start, min(_PLAN_SIZE, size - start)).pieces
-            if any(piece.length > _USUAL_PART for piece in pieces) or pieces[0].blob == last:
-                return True
-            if any(one.blob == other.blob for one, other in pairwise(pieces)):
-                return True
-            last = pieces[-1].blob
-        return False
 
     def _segments(self, ino: int, size: int) -> list[tuple[int, int]]:
         """Where the data between the holes are."""
@@ -350,20 +314,42 @@ class _Export:
             segments.append((start, size - start))
         return segments
 
-    def _sparse(self, path: bytes, attributes: Attributes, segments: list[tuple[int, int]]) -> Iterator[Item]:
-        """A file with holes: its map, then its data."""
+    def _sparse(self, path: bytes, attributes: Attributes, segments: list[tuple[int, int]]) -> None:
+        """Export a file with holes: its map, then its data."""
         ino, size = attributes.ino, attributes.size
         described = sparse_map(segments, size)
         stored = len(described) + sum(length for _, length in segments)
-        yield self._header(REGULAR, path, attributes, size=stored, real_size=size)
-        yield described
+        self._header(REGULAR, path, attributes, size=stored, real_size=size)
+        self._put_later(described)
         for offset, length in segments:
             for step, data in self.sparse.windows(ino, offset, offset + length):
-                yield bytes(step) if data is None else data
+                self._put_later(bytes(step) if data is None else data)
         self.content_written += size
-        yield padding(stored)
+        self._put_later(padding(stored))
 
     # ---- writing
+
+    def _put_later(self, data: bytes) -> None:
+        """Write ``data`` behind everything that waits."""
+        self.waiting.append(data)
+        self.waiting_size += len(data)
+        while self.waiting_size > _OUTPUT_SIZE or len(self.waiting) > _ITEMS_AHEAD:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Write the first of what waits."""
+        item = self.waiting.popleft()
+        if isinstance(item, bytes):
+            self.waiting_size -= len(item)
+            self._put(item)
+            return
+        content, part = item
+        try:
+            for view in self.ahead.take(part, content.budget):
+                self._put(view)
+        except PuzzlefsError as error:
+            raise self._named(error, content.path) from error
+        self.content_written += part.length
 
     def _put(self, data: bytes | memoryview) -> None:
         self.buffers.append(data)
@@ -381,7 +367,7 @@ class _Export:
             data = data[done:]
             done = self.output.write(data)
         if self.progress is not None:
-            self.progress(self.counter["members"], self.content_written)
+            self.progress(self.members, self.content_written)
 
     def _named(self, error: PuzzlefsError, path: bytes) -> PuzzlefsError:
         """The error, saying which file cannot be exported."""
@@ -390,3 +376,10 @@ class _Export:
             error.message = f"cannot export {where} of {self.image.reference}: {error.message}"
         error.hint = error.hint or "the archive is incomplete"
         return error
+
+
+def _may_have_holes(parts: Sequence[FileChunk]) -> bool:
+    """Whether two parts that follow one another are of one chunk, or one is larger than builders make them."""
+    return any(part.length > _USUAL_PART for part in parts) or any(
+        one.blob.digest == other.blob.digest for one, other in pairwise(parts)
+    )

@@ -20,9 +20,10 @@ from puzzlefs.builder import VERSIONS, Progress, StorageOptions, Timestamps
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.pipeline import ChunkPipeline
 from puzzlefs.builder.processes import can_fork
-from puzzlefs.builder.run import MAX_WORKERS, WORTH_PROCESSES, mtime_rule
+from puzzlefs.builder.run import WORTH_PROCESSES, mtime_rule
 from puzzlefs.builder.storage import storage_of
 from puzzlefs.builder.stream import StreamCutter
+from puzzlefs.builder.workers import worker_count
 from puzzlefs.canonicalize.renumber import CanonicalTree, renumber
 from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
@@ -124,8 +125,7 @@ def import_tar(
         reference = parse_reference(reference)
     if format_version not in VERSIONS:
         raise InvalidArgumentError(f"there is no format version {format_version}", hint="there are 1, 2 and 3")
-    if workers is not None and workers < 1:
-        raise InvalidArgumentError(f"{workers} workers cannot do anything", hint="ask for at least one")
+    workers = worker_count(workers)
     mtime_of = mtime_rule(timestamps, clamp_ns)
     stored = storage_of(format_version, compression=compression, options=storage or StorageOptions())
     cutter_of = make_chunker(chunker, stored.sizes)
@@ -155,7 +155,7 @@ def import_tar(
             writer,
             version=format_version,
             storage=stored,
-            workers=workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS),
+            workers=workers,
             processes=total >= WORTH_PROCESSES and can_fork(),
             progress=lambda done: report(Progress("chunks", inodes, done, total)),
         ) as pipeline:
@@ -164,6 +164,7 @@ def import_tar(
             pipeline.finish()
         for archive in opened:
             archive.check_unchanged()
+            archive.close()  # or what it keeps would be put on disk with the image
         writer.begin_write_out()  # while the metadata are encoded
         report(Progress("commit", inodes, total, total))
         new_chunks = writer.new_blobs

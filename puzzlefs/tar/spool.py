@@ -10,6 +10,8 @@ For one thread.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import stat
 import tempfile
@@ -91,6 +93,9 @@ class Archive:
                         raise FormatError(f"{self.name} is empty", hint="a tar archive is expected")
                     return
                 os.lseek(fd, self._offset, os.SEEK_SET)
+            elif stat.S_ISFIFO(status.st_mode):
+                with contextlib.suppress(OSError):  # this user may not have so large ones
+                    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _WINDOW)
         beginning = self._read_beginning()
         if compression_of(beginning):
             self._stream = Uncompressed(self._stream, beginning)

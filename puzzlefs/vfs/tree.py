@@ -26,6 +26,7 @@ from puzzlefs.lru import WeightedLru
 from puzzlefs.model import (
     ROOT_INO,
     Directory,
+    FileChunk,
     Glance,
     Inode,
     InodeTable,
@@ -267,6 +268,16 @@ class Tree:
             FormatError: as ``inode``.
         """
         return self.file_map(ino).plan(offset, size)
+
+    def parts(self, ino: int) -> Sequence[FileChunk]:
+        """The parts of a file in their order, for whoever reads all of it once; as ``plan``."""
+        chunks = self._owner(ino).chunks(ino)
+        if chunks is not None:
+            return chunks
+        content = self.inode(ino).content
+        if not isinstance(content, RegularFile):
+            raise InvalidArgumentError(f"inode {ino} is not a regular file")
+        return content.chunks
 
     def file_map(self, ino: int) -> FileMap:
         """Where the parts of a file begin; as ``plan``."""
