@@ -4,7 +4,7 @@
 code  meaning
 ====  ==============================================================================================
 0     done
-1     reserved for "they differ" of ``diff``
+1     ``diff``: they differ
 2     usage: the command line, or an argument's value, makes no sense
 3     not found: a layout, tag, blob or path is missing
 4     bad image: it does not follow the format, or would lead outside of a directory
@@ -40,6 +40,7 @@ class ExitCode(enum.IntEnum):
     """What the exit status says."""
 
     OK = 0
+    DIFFERENT = 1
     USAGE = 2
     NOT_FOUND = 3
     BAD_IMAGE = 4

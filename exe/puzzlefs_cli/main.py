@@ -41,6 +41,7 @@ _VERBS: Final = {
     "convert": "convert",
     "export": "export",
     "import": "import_",
+    "fsck": "fsck",
     "gc": "gc_",
     "enable-fs-verity": "enable_verity",
     "completion": "completion",

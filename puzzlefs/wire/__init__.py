@@ -5,6 +5,7 @@ build objects that nobody asked for; ``puzzlefs.wire.reference`` decodes the sam
 that are shipped, and tests hold the two against each other.
 """
 
+from puzzlefs.wire.alike import Likeness, chunk_digests, same_records
 from puzzlefs.wire.codec import VERSIONS, Codec, codec_for
 from puzzlefs.wire.compact import encode_compact_rootfs
 from puzzlefs.wire.contents import ChunkList
@@ -16,10 +17,13 @@ __all__ = [
     "VERSIONS",
     "ChunkList",
     "Codec",
+    "Likeness",
     "WireRootfs",
+    "chunk_digests",
     "codec_for",
     "embedded_sizes",
     "encode_compact_rootfs",
     "encode_on_top",
     "rootfs_version",
+    "same_records",
 ]

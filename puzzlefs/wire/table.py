@@ -87,6 +87,11 @@ class WireInodeTable:
         """The message, and the list in it as ``Message.records_at`` returns it."""
         return self._message, (self._segment, self._first, self._count, self._data_words, self._pointer_words)
 
+    @property
+    def has_file_struct(self) -> bool:
+        """Whether the chunk list of a file hangs in a struct of its own (version 1)."""
+        return self._file_struct
+
     def __len__(self) -> int:
         return self._count
 

@@ -8,7 +8,7 @@ Threads may share it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError
@@ -46,6 +46,14 @@ class VerityTable(Mapping[Digest, VerityDigest]):
             raise KeyError(digest)
         return VerityDigest(self._digest(index, 1, "verity digest"))
 
+    def items(self) -> ItemsView[Digest, VerityDigest]:
+        """See ``Mapping``; without looking for each digest."""
+        return _Items(self)
+
+    def pair(self, index: int) -> tuple[Digest, VerityDigest]:
+        """The entry with this number."""
+        return self._key(index), VerityDigest(self._digest(index, 1, "verity digest"))
+
     def _check_order(self) -> None:
         if self._sorted:
             return
@@ -65,3 +73,12 @@ class VerityTable(Mapping[Digest, VerityDigest]):
             raise FormatError(f"verity entry {index}: the {what} is missing")
         at = self._first + index * self._stride + pointer
         return sha256_at(self._message, self._segment, at, f"verity entry {index}: {what}")
+
+
+class _Items(ItemsView[Digest, VerityDigest]):
+    _mapping: VerityTable
+
+    def __iter__(self) -> Iterator[tuple[Digest, VerityDigest]]:
+        table = self._mapping
+        iter(table)  # checks the order
+        return map(table.pair, range(len(table)))

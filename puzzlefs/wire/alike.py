@@ -1,0 +1,280 @@
+"""Which inodes of two tables are provably the same, without decoding either.
+
+Two versions of an image have nearly all inodes in common, so what is asked of each pair is a handful of words. Numbers
+may differ, and where things lie: two builds agree in neither. A pair that is not ordinary, or for which the words alone
+do not tell, is said to be unlike; whoever asks then decodes it and compares. So an answer "alike" is always right.
+
+Alike means: the same kind, permissions, owners and extended attributes; the same time of modification, where both
+tables have times; the same target of a symbolic link; the same parts of the same chunks. What is in a directory is not
+looked at. What a pair can cost is bounded by itself, as in ``quick``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from puzzlefs.digest import SHA256_SIZE, Digest
+from puzzlefs.model import InodeTable, Kind, RegularFile
+from puzzlefs.wire.pointers import (
+    BYTES,
+    COMPOSITE,
+    FAR,
+    LIST,
+    OFFSET_MASK,
+    OFFSET_SIGN,
+    data_shape,
+    records_shape,
+    records_tag,
+    struct_shape,
+)
+from puzzlefs.wire.quick import QuickLook
+from puzzlefs.wire.table import WireInodeTable
+
+_REGULAR: Final = int(Kind.REGULAR)
+_SYMLINK: Final = int(Kind.SYMLINK)
+_SAID: Final = frozenset({_SYMLINK, int(Kind.FIFO), int(Kind.SOCKET), int(Kind.DIRECTORY)})
+"""The kinds that have nothing that was not compared when attributes and targets were."""
+_MAX_CHUNKS: Final = 16
+_MAX_XATTRS: Final = 16
+_MAX_EXTRA_SIZE: Final = 4096
+"""Bytes of a target, and of a name or a value of an extended attribute."""
+
+_LOW_32: Final = 0xFFFFFFFF
+_POINTER_MASK: Final = ~(OFFSET_MASK >> 1 << 2)
+"""All of a pointer but its offset, whose sign counts: what is wanted lies ahead."""
+_STRUCT_MASK: Final = OFFSET_SIGN << 2 | 3
+_DATA_MASK: Final = 7 << 32 | _STRUCT_MASK
+_DATA: Final = BYTES << 32 | LIST
+_ONE_CHUNK: Final = records_shape(1, 1, 1)
+_ONE_CHUNK_TAG: Final = records_tag(1, 1, 1)
+_BLOB_REF: Final = struct_shape(2, 1)
+_DIGEST: Final = data_shape(SHA256_SIZE)
+_ONE_CHUNK_WORDS: Final = 6
+_DIGEST_WORDS: Final = SHA256_SIZE >> 3
+
+_Chunk = tuple[bytes, int, int, int]
+
+
+class _UnusualError(LookupError):
+    """Somebody else has to look at this; like an ``IndexError``, which is a position outside of the message."""
+
+
+class Likeness:
+    """Compares inodes of two tables. For one thread."""
+
+    def __init__(self, one: InodeTable, other: InodeTable) -> None:
+        """For inodes of ``one`` and of ``other``; of tables that are not read from a message, all are unlike."""
+        self._readers: tuple[_Reader, _Reader] | None = None
+        if isinstance(one, WireInodeTable) and isinstance(other, WireInodeTable):
+            self._readers = _Reader(one), _Reader(other)
+
+    def unlike(self, numbers: Sequence[int], other_numbers: Sequence[int]) -> list[int]:
+        """The positions of those pairs of inodes, one of each table, that are not provably the same."""
+        if self._readers is None or not all(reader.usable for reader in self._readers):
+            return list(range(len(numbers)))
+        one, other = self._readers
+        words, other_words = one.words, other.words
+        pointers, other_pointers = one.data_words, other.data_words
+        timed = pointers > 3 and other_pointers > 3
+        only_chunk, other_only_chunk = one.only_chunk, other.only_chunk
+        found: list[int] = []
+        positions = zip(one.positions(numbers), other.positions(other_numbers), strict=True)
+        for position, (here, there) in enumerate(positions):
+            try:
+                head = words[here + 1]
+                at, other_at = here + pointers, there + other_pointers
+                kind = head & 0xFFFF
+                if (
+                    here < 0
+                    or there < 0
+                    or head != other_words[there + 1]
+                    or (words[here + 2] ^ other_words[there + 2]) & _LOW_32
+                    or (timed and words[here + 3] != other_words[there + 3])
+                ) or (
+                    (words[at + 1] or other_words[other_at + 1] or kind == _SYMLINK)
+                    and (one.extras(at + 1, kind) != other.extras(other_at + 1, kind))
+                ):
+                    found.append(position)
+                elif kind == _REGULAR:
+                    chunk = only_chunk(at)
+                    if (not chunk or chunk != other_only_chunk(other_at)) and one.parts(at) != other.parts(other_at):
+                        found.append(position)
+                elif kind not in _SAID:
+                    found.append(position)
+            except LookupError:
+                found.append(position)
+        return found
+
+
+def same_records(one: InodeTable, other: InodeTable) -> bool:
+    """Whether two tables have the same bytes, without what hangs on the inodes: one may be a copy of the other."""
+    if not (isinstance(one, WireInodeTable) and isinstance(other, WireInodeTable)):
+        return False
+    parts: list[memoryview] = []
+    for table in (one, other):
+        message, (_, first, count, data_words, pointer_words) = table.place()
+        parts.append(message.words[first : first + count * (data_words + pointer_words)])
+    return len(one) == len(other) and one.place()[1][3:] == other.place()[1][3:] and parts[0] == parts[1]
+
+
+def chunk_digests(table: InodeTable) -> set[Digest]:
+    """The blobs that the regular files of a table refer to, whether they can be seen or not.
+
+    Raises:
+        FormatError: if a file is malformed.
+    """
+    found: set[bytes] = set()
+    reader = _Reader(table) if isinstance(table, WireInodeTable) else None
+    for ino, kind in table.kinds():
+        if kind != _REGULAR:
+            continue
+        if reader is not None and reader.usable:
+            try:
+                at = reader.locate(ino) + reader.data_words
+                if only := reader.only_chunk(at):
+                    found.add(only[-SHA256_SIZE:])
+                else:
+                    found.update([digest for digest, *_ in reader.parts(at)])
+            except LookupError:
+                pass
+            else:
+                continue
+        inode = table.find(ino)
+        if inode is not None and isinstance(inode.content, RegularFile):
+            found.update([chunk.blob.digest for chunk in inode.content.chunks])
+    return {Digest(digest) for digest in found}
+
+
+class _Reader(QuickLook):
+    """The parts of ordinary inodes as values that can be compared. All but ``positions`` raise ``LookupError`` for what
+    is not ordinary."""
+
+    __slots__ = ("_file_struct", "data_words", "usable", "words")
+
+    def __init__(self, table: WireInodeTable) -> None:
+        super().__init__(*table.place(), file_struct=False)
+        self._file_struct = table.has_file_struct
+        self.words = self._words
+        self.data_words = self._data_words
+        self.usable = self._usable
+
+    def positions(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Where the inodes with these numbers begin; negative for one that is not ordinary."""
+        count = len(numbers)
+        stride = self._stride
+        if count > 1 and numbers[-1] - numbers[0] == count - 1:  # mostly they are one behind the other
+            try:
+                first, last = self._locate(numbers[0]), self._locate(numbers[-1])
+            except LookupError:
+                pass
+            else:
+                if last - first == (count - 1) * stride and self._words[first : last + 1 : stride].tolist() == list(
+                    numbers
+                ):
+                    return iter(range(first, last + 1, stride))
+        return map(self._located, numbers)
+
+    def locate(self, ino: int) -> int:
+        """Where the inode with this number begins."""
+        return self._locate(ino)
+
+    def _located(self, ino: int) -> int:
+        try:
+            return self._locate(ino)
+        except LookupError:
+            return -1
+
+    def only_chunk(self, at: int) -> bytes:
+        """Of a file with one chunk that is laid out as encoders do, the bytes that say which; else nothing.
+
+        They are the words of length, offset and compression, and the digest.
+        """
+        words = self.words
+        end = self._end
+        if self._file_struct:
+            at, end = self._in_struct(at)
+        word = words[at]
+        if word & 7 == FAR:
+            segment = word >> 32
+            at = self._starts[segment] + (word >> 3 & 0x1FFFFFFF)  # an IndexError is a LookupError
+            end = self._ends[segment]
+            word = words[at]
+        start = at + 1 + (word >> 2 & OFFSET_MASK)
+        if word & _POINTER_MASK != _ONE_CHUNK or start + _ONE_CHUNK_WORDS + _DIGEST_WORDS > end:
+            return b""
+        place = words[start + 5]
+        if words[start] != _ONE_CHUNK_TAG or words[start + 2] != _BLOB_REF or place & _POINTER_MASK != _DIGEST:
+            return b""
+        digest = start + _ONE_CHUNK_WORDS + (place >> 2 & OFFSET_MASK)
+        if digest + _DIGEST_WORDS > end:
+            return b""
+        data = self._data
+        return b"".join((data[start + 1 << 3 : start + 5 << 3], data[digest << 3 : digest + _DIGEST_WORDS << 3]))
+
+    def extras(self, at: int, kind: int) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """The target and the extended attributes in the struct that the pointer at ``at`` leads to."""
+        words = self._words
+        has_target = kind == _SYMLINK
+        if not words[at] and not has_target:
+            return b"", []
+        start, word, end = self._follow(at, self._end)
+        pointers = word >> 48
+        start += word >> 32 & 0xFFFF
+        if word & _STRUCT_MASK or start + pointers > end or not pointers:
+            raise _UnusualError
+        xattrs: list[tuple[bytes, bytes]] = []
+        if words[start]:
+            first, word, list_end = self._follow(start, end)
+            if word & _DATA_MASK != COMPOSITE << 32 | LIST or first + (word >> 35) >= list_end:
+                raise _UnusualError
+            tag = words[first]
+            count, stride = tag >> 2 & OFFSET_MASK, (tag >> 32 & 0xFFFF) + (tag >> 48)
+            skip = 1 + (tag >> 32 & 0xFFFF)
+            if tag & 3 or count > _MAX_XATTRS or (count and tag >> 48 < 2) or count * stride > word >> 35:
+                raise _UnusualError
+            for pair in range(first + skip, first + skip + count * stride, stride or 1):
+                xattrs.append((self._bytes(pair, list_end), self._bytes(pair + 1, list_end)))
+            xattrs.sort()
+        if not has_target:
+            return b"", xattrs
+        if pointers < 2:
+            raise _UnusualError
+        return self._bytes(start + 1, end), xattrs
+
+    def _bytes(self, at: int, end: int) -> bytes:
+        if not self._words[at]:
+            return b""
+        start, word, end = self._follow(at, end)
+        size = word >> 35
+        if word & _DATA_MASK != _DATA or size > _MAX_EXTRA_SIZE or start + (size + 7 >> 3) > end:
+            raise _UnusualError
+        return bytes(self._data[start << 3 : (start << 3) + size])
+
+    def _in_struct(self, at: int) -> tuple[int, int]:
+        """Where the pointer to the chunks is in the struct ``File`` of version 1, and the end of that segment."""
+        start, word, end = self._follow(at, self._end)
+        data_words = word >> 32 & 0xFFFF
+        if word & _STRUCT_MASK or not word >> 48 or start + data_words + (word >> 48) > end:
+            raise _UnusualError
+        return start + data_words, end
+
+    def parts(self, at: int) -> list[_Chunk]:
+        """The parts of a file whose content hangs on the pointer at ``at``."""
+        words, data = self._words, self._data
+        end = self._end
+        if self._file_struct:
+            at, end = self._in_struct(at)
+        first, count, data_words, stride, end = self._records(at, end, _MAX_CHUNKS)
+        found: list[_Chunk] = []
+        for position in range(first, first + count * stride, stride):
+            ref, word, ref_end = self._follow(position + data_words, end)
+            ref_words, ref_pointers = word >> 32 & 0xFFFF, word >> 48
+            if word & _STRUCT_MASK or ref_words < 2 or not ref_pointers or ref + ref_words + ref_pointers > ref_end:
+                raise _UnusualError
+            start, word, data_end = self._follow(ref + ref_words, ref_end)
+            if word & _DATA_MASK != _DATA or word >> 35 != SHA256_SIZE or start + _DIGEST_WORDS > data_end:
+                raise _UnusualError
+            digest = bytes(data[start << 3 : (start << 3) + SHA256_SIZE])
+            found.append((digest, words[position], words[ref], words[ref + 1] & 1))
+        return found
