@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from puzzlefs.digest import Digest, VerityDigest
     from puzzlefs.enable_verity import EnableReport, enable_fs_verity
     from puzzlefs.extract import ExtractReport, extract
+    from puzzlefs.fsck import FsckReport, fsck
     from puzzlefs.history import HistoryReport, history
     from puzzlefs.image import Image, open_image
     from puzzlefs.image_path import ImagePath
@@ -73,6 +74,7 @@ _HOMES = {
     "EnableReport": "enable_verity",
     "ExportReport": "tar",
     "ExtractReport": "extract",
+    "FsckReport": "fsck",
     "GarbageReport": "collect",
     "HistoryReport": "history",
     "Image": "image",
@@ -96,6 +98,7 @@ _HOMES = {
     "enable_fs_verity": "enable_verity",
     "export_tar": "tar",
     "extract": "extract",
+    "fsck": "fsck",
     "history": "history",
     "import_tar": "tar",
     "inspect_image": "usage",
@@ -132,6 +135,7 @@ __all__ = [
     "ExportReport",
     "ExtractReport",
     "FormatError",
+    "FsckReport",
     "GarbageReport",
     "HistoryReport",
     "Image",
@@ -173,6 +177,7 @@ __all__ = [
     "enable_fs_verity",
     "export_tar",
     "extract",
+    "fsck",
     "history",
     "import_tar",
     "inspect_image",

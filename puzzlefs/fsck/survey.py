@@ -1,0 +1,309 @@
+"""Which blobs there have to be: from the index down through manifests and metadata, whatever is wrong on the way.
+
+A document or metadata blob that is bad ends the way below it: what it named is not known, and so not missed. Where it
+has been repaired, the next survey goes on.
+
+Sizes in descriptors are looked at only to tell a truncated file without reading it: readers ignore them, and compressed
+images of release 0.2.0 of the original record other ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
+from puzzlefs.blobs.layout import MAX_INDEX_SIZE
+from puzzlefs.digest import Digest, VerityDigest
+from puzzlefs.errors import (
+    BlobNotFoundError,
+    FormatError,
+    IntegrityError,
+    PuzzlefsError,
+    StorageError,
+)
+from puzzlefs.fsck.report import Fault, RemarkKind
+from puzzlefs.image import MAX_MANIFEST_SIZE, MAX_METADATA_SIZE, Image, open_image
+from puzzlefs.model import FileChunk, InodeTable, Kind, RegularFile
+from puzzlefs.oci import Descriptor, ImageReference, Index, Manifest, media_types
+from puzzlefs.wire import codec_for, rootfs_version
+
+_MAX_DEPTH: Final = 4
+_MAX_ENTRIES: Final = 100_000
+_ROOTFS_TYPES: Final = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
+_CHUNK_TYPES: Final = frozenset({media_types.FILE_DATA, media_types.FILE_DATA_ZSTD})
+_DIGEST_LENGTH: Final = 71
+
+
+@dataclass(slots=True)
+class Expected:
+    """A blob that has to be there.
+
+    Attributes:
+        role: as in ``BadBlob``.
+        images: the numbers of the images that need it.
+        sizes: what descriptors say of its size.
+        raw_length: bytes of it that inodes take, where they take it as it is.
+        content_length: bytes of its content that inodes take, where they take it for compressed.
+        verity: the fs-verity digests that are recorded for it.
+        in_compressed: whether an image with compressed chunks takes it as it is.
+    """
+
+    role: str
+    images: set[int] = field(default_factory=set)
+    sizes: set[int] = field(default_factory=set)
+    raw_length: int = 0
+    content_length: int = 0
+    verity: set[VerityDigest] = field(default_factory=set)
+    in_compressed: bool = False
+
+
+@dataclass(slots=True)
+class Entry:
+    """Something that entries of the index lead to: an image, or an index.
+
+    Attributes:
+        descriptor: of its manifest.
+        names: the tags, or its digest where there is none.
+    """
+
+    descriptor: Descriptor
+    names: list[str]
+
+    @property
+    def name(self) -> str:
+        """All names in one."""
+        return ", ".join(self.names)
+
+
+@dataclass(slots=True)
+class Survey:
+    """What is known after looking at all documents.
+
+    Attributes:
+        entries: the images.
+        blobs: every blob that has to be there, and is no document that was read.
+        faults: bad documents and metadata blobs, with what is wrong and what more there is to say.
+        malformed: what is malformed: the number of the image, where in its tree, and what.
+        remarks: what is worth knowing: its kind, the number of the image, and what.
+        documents: documents and metadata blobs that were read and are good, with their sizes.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    blobs: dict[Digest, Expected] = field(default_factory=dict)
+    faults: dict[Digest, tuple[Fault, str]] = field(default_factory=dict)
+    malformed: list[tuple[int, bytes | None, str]] = field(default_factory=list)
+    remarks: list[tuple[RemarkKind, int, str]] = field(default_factory=list)
+    documents: dict[Digest, int] = field(default_factory=dict)
+
+
+class Surveyor:
+    """Makes a survey of a layout. Not for several threads."""
+
+    def __init__(self, layout: Layout, on_image: Callable[[int, Image], None]) -> None:
+        """A surveyor; ``on_image`` is called with the number and the image, for each that can be opened."""
+        self.survey = Survey()
+        self._layout = layout
+        self._blobs = VerifiedBlobs(layout, BlobVerifier("user"))
+        self._on_image = on_image
+        self._numbers: dict[Digest, int] = {}
+        self._nested: dict[Digest, Sequence[Descriptor]] = {}
+        self._added = 0
+
+    def add_entries(self, descriptors: Sequence[Descriptor]) -> None:
+        """Look at entries of the index, and at everything below.
+
+        Raises:
+            FormatError: if they lead to absurdly many images.
+        """
+        for descriptor in descriptors:
+            self._add(descriptor, descriptor.annotation(media_types.REF_NAME) or descriptor.digest.oci, 0)
+
+    def _add(self, descriptor: Descriptor, name: str, depth: int) -> None:
+        self._added += 1
+        if self._added > _MAX_ENTRIES:
+            raise FormatError(f"{self._layout.path}: the index leads to more than {_MAX_ENTRIES} images")
+        number = self._numbers.get(descriptor.digest)
+        if number is not None:
+            entry = self.survey.entries[number]
+            if name not in entry.names:
+                entry.names.append(name)
+                for below in self._nested.get(descriptor.digest, ()):
+                    self._add(below, name, depth + 1)
+            return
+        number = self._numbers[descriptor.digest] = len(self.survey.entries)
+        self.survey.entries.append(Entry(descriptor, [name]))
+        media_type, digest = descriptor.media_type, descriptor.digest
+        if media_type == media_types.INDEX:
+            self._index(descriptor, name, depth, number)
+        elif media_type == media_types.ROOTFS:
+            self._old_image(digest, number)
+        elif media_type == media_types.MANIFEST:
+            self._image(descriptor, number)
+        else:
+            self._expect(digest, "layer", number, size=descriptor.size)
+            self._remark(RemarkKind.OTHER_IMAGE, number, f"it is something else: {media_type[:80]!r}")
+
+    def _index(self, descriptor: Descriptor, name: str, depth: int, number: int) -> None:
+        data = self._document(descriptor.digest, "index", MAX_INDEX_SIZE, number, descriptor.size)
+        if data is None:
+            return
+        try:
+            if depth >= _MAX_DEPTH:
+                raise FormatError(f"more than {_MAX_DEPTH} indexes lead to its manifest")
+            nested = Index.parse(data, f"index {descriptor.digest.oci}")
+        except FormatError as error:
+            self._malformed(number, error.message)
+            return
+        self._nested[descriptor.digest] = nested.manifests
+        for below in nested.manifests:
+            self._add(below, name, depth + 1)
+
+    # ---- version 3, and whatever else has a manifest
+
+    def _image(self, descriptor: Descriptor, number: int) -> None:
+        data = self._document(descriptor.digest, "manifest", MAX_MANIFEST_SIZE, number, descriptor.size)
+        if data is None:
+            return
+        try:
+            manifest = Manifest.parse(data)
+        except FormatError as error:
+            self._malformed(number, error.message)
+            return
+        self._expect(manifest.config.digest, "config", number, size=manifest.config.size)
+        rootfs: list[Descriptor] = []
+        for position, value in enumerate(manifest.layer_objects):
+            try:
+                if isinstance(value, Mapping) and value.get("mediaType") in _CHUNK_TYPES:
+                    self._listed_chunk(value, number)
+                    continue
+                layer = Descriptor.from_json(value, f"the OCI manifest's layer {position}")
+            except FormatError as error:
+                self._malformed(number, error.message)
+                continue
+            if layer.media_type in _ROOTFS_TYPES:
+                rootfs.append(layer)
+            else:
+                self._expect(layer.digest, "layer", number, size=layer.size)
+        if not rootfs:
+            self._remark(RemarkKind.OTHER_IMAGE, number, "it is a container image of another kind")
+            return
+        for layer in rootfs:
+            stored = self._document(layer.digest, "rootfs", MAX_METADATA_SIZE, number, layer.size)
+            annotation = layer.annotation(media_types.VERITY_ROOT_HASH)
+            if stored is None:
+                continue
+            if annotation is None:
+                self._remark(RemarkKind.NOT_RECORDED, number, "no fs-verity digest of its rootfs blob is recorded")
+                continue
+            try:
+                recorded = VerityDigest.from_hex(annotation)
+            except FormatError as error:
+                self._malformed(number, f"the recorded fs-verity digest of its rootfs blob: {error.message}")
+            else:
+                self._expect(layer.digest, "rootfs", number).verity.add(recorded)
+        if all(layer.digest in self.survey.documents for layer in rootfs):
+            self._open(descriptor.digest, number)
+
+    def _listed_chunk(self, value: Mapping[str, object], number: int) -> None:
+        digest, size = value.get("digest"), value.get("size")
+        if not isinstance(digest, str) or len(digest) != _DIGEST_LENGTH or not isinstance(size, int):
+            raise FormatError("a chunk in the OCI manifest has no digest or no size")
+        blob = self._expect(Digest.parse(digest), "chunk", number)
+        blob.sizes.add(size)
+
+    # ---- versions 1 and 2
+
+    def _old_image(self, digest: Digest, number: int) -> None:
+        data = self._document(digest, "rootfs", MAX_MANIFEST_SIZE, number, None)
+        if data is None:
+            return
+        try:
+            refs = codec_for(rootfs_version(data)).decode_rootfs(data).metadata_refs
+        except FormatError as error:
+            self._malformed(number, error.message)
+            return
+        read = [self._document(ref.digest, "metadata", MAX_METADATA_SIZE, number, None) for ref in dict.fromkeys(refs)]
+        if None not in read:
+            self._open(digest, number)
+
+    # ---- all versions
+
+    def _open(self, manifest: Digest, number: int) -> None:
+        """Look at the inodes of an image all of whose metadata blobs are good."""
+        try:
+            image = open_image(ImageReference(self._layout.path, "fsck"), manifest=manifest)
+        except FormatError as error:
+            self._malformed(number, error.message.replace(f"{self._layout.path}:fsck", "the image"))
+        except PuzzlefsError as error:  # it was there a moment ago
+            self._fault(manifest, "manifest", number, error)
+        else:
+            with image:
+                self._on_image(number, image)
+
+    def _document(self, digest: Digest, role: str, limit: int, number: int, size: int | None) -> bytes | None:
+        """The bytes of a document or metadata blob, ``None`` if they are bad, which is noted."""
+        known = self.survey.blobs.get(digest)
+        self._expect(digest, role if known is None else known.role, number, size=size)
+        try:
+            data = self._blobs.read(digest, limit=limit)
+        except PuzzlefsError as error:
+            self._fault(digest, role, number, error)
+            return None
+        self.survey.documents[digest] = len(data)
+        return data
+
+    def _fault(self, digest: Digest, role: str, number: int, error: PuzzlefsError) -> None:
+        self._expect(digest, role, number)
+        match error:
+            case BlobNotFoundError():
+                found = Fault.MISSING, ""
+            case IntegrityError(actual=actual):
+                found = Fault.CORRUPT, f"sha256:{actual}"
+            case StorageError():
+                found = Fault.UNREADABLE, error.message
+            case _ if self._layout.blob_size(digest) is None:
+                found = Fault.NO_FILE, ""
+            case _:
+                self._malformed(number, error.message)
+                return
+        self.survey.faults[digest] = found
+
+    def _expect(self, digest: Digest, role: str, number: int, *, size: int | None = None) -> Expected:
+        blob = self.survey.blobs.get(digest)
+        if blob is None:
+            blob = self.survey.blobs[digest] = Expected(role)
+        blob.images.add(number)
+        if size is not None:
+            blob.sizes.add(size)
+        return blob
+
+    def expect_chunk(self, digest: Digest, number: int) -> Expected:
+        """Note that an image needs a chunk."""
+        return self._expect(digest, "chunk", number)
+
+    def _malformed(self, number: int, message: str) -> None:
+        self.survey.malformed.append((number, None, message))
+
+    def _remark(self, kind: RemarkKind, number: int, message: str) -> None:
+        self.survey.remarks.append((kind, number, message))
+
+
+def parts_of(table: InodeTable) -> Iterator[tuple[int, Sequence[FileChunk]]]:
+    """The regular files of a metadata layer by number, with the parts that they consist of; malformed ones left out."""
+    regular = int(Kind.REGULAR)
+    for ino, kind in table.kinds():
+        if kind != regular:
+            continue
+        try:
+            parts = table.chunks(ino)
+            if parts is None:
+                inode = table.find(ino)
+                if inode is None or not isinstance(inode.content, RegularFile):
+                    continue
+                yield ino, list(inode.content.chunks)
+            else:
+                yield ino, parts
+        except FormatError:
+            continue

@@ -1,0 +1,93 @@
+"""Whether what the metadata of an image say can be.
+
+Everything a reader would look at is looked at: every inode of every layer is decoded, every directory is merged, every
+visible entry followed to its inode, whose attributes, extended attributes and target must make sense. Numbers that are
+not used, and inodes that layers above hide, are normal; an inode that nobody sees must still decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from puzzlefs.errors import FormatError, PuzzlefsError
+from puzzlefs.fsck.uses import Places
+from puzzlefs.image import Image
+from puzzlefs.model import ROOT_INO, Kind
+from puzzlefs.vfs import Tree
+
+
+def check_image(image: Image) -> Iterator[tuple[bytes | None, str]]:
+    """What is malformed in an image: where, if that is one place in its tree, and what."""
+    for number, table in enumerate(reversed(image.rootfs.metadata_layers), start=1):
+        where = f"metadata layer {number}: " if len(image.rootfs.metadata_layers) > 1 else ""
+        inodes = iter(table)
+        while True:
+            try:
+                if next(inodes, None) is None:
+                    break
+            except FormatError as error:
+                yield None, where + error.message
+    try:
+        for _ in image.rootfs.verity.items():
+            pass
+    except FormatError as error:
+        yield None, error.message
+    yield from _check_tree(image.tree)
+
+
+def _check_tree(tree: Tree) -> Iterator[tuple[bytes | None, str]]:
+    try:
+        tree.links()
+    except FormatError as error:
+        yield None, error.message
+        return
+    places = Places()
+    names: dict[int, int] = {}
+    subdirectories: dict[int, int] = {}
+    looked_at: set[int] = set()
+    stack = [ROOT_INO]
+    yield from ((b"/", message) for message in _check_inode(tree, ROOT_INO, Kind.DIRECTORY))
+    while stack:
+        parent = stack.pop()
+        try:
+            entries = tree.entries(parent)
+        except PuzzlefsError as error:
+            yield places.of_directory(parent), error.message
+            continue
+        for entry in entries:
+            try:
+                tree.check_entry(parent, entry)
+            except PuzzlefsError as error:
+                yield places.of(parent, entry.name), error.message
+                continue
+            if entry.kind is Kind.DIRECTORY:
+                subdirectories[parent] = subdirectories.get(parent, 0) + 1
+                places.add(entry.ino, parent, entry.name)
+                stack.append(entry.ino)
+            else:
+                names[entry.ino] = names.get(entry.ino, 0) + 1
+            if entry.ino not in looked_at:
+                looked_at.add(entry.ino)
+                for message in _check_inode(tree, entry.ino, entry.kind):
+                    yield places.of(parent, entry.name), message
+    yield from _check_link_counts(tree, names)
+
+
+def _check_inode(tree: Tree, ino: int, kind: Kind) -> Iterator[str]:
+    try:
+        tree.attributes(ino)
+        tree.xattrs(ino)
+        if kind is Kind.SYMLINK:
+            tree.readlink(ino)
+        elif kind is Kind.REGULAR:
+            tree.file_map(ino)
+    except PuzzlefsError as error:
+        yield error.message
+
+
+def _check_link_counts(tree: Tree, names: dict[int, int]) -> Iterator[tuple[bytes | None, str]]:
+    """Compare what ``stat`` shows with what was met."""
+    shared = tree.links().shared
+    for ino, count in names.items():
+        if shared.get(ino, 1) != count:
+            yield None, f"inode {ino} has {count} names that can be reached, but its link count is {shared.get(ino, 1)}"
