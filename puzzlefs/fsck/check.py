@@ -6,6 +6,7 @@ index meanwhile may have been collected, and nothing is wrong with it.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from itertools import chain
 from typing import Final
 
 from puzzlefs.blobs import Layout
+from puzzlefs.blobs.inventory import list_blobs
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, PuzzlefsError
 from puzzlefs.fsck.hashing import Finding, hash_blobs, look_at_blobs
@@ -22,6 +24,7 @@ from puzzlefs.fsck.tree import check_image
 from puzzlefs.fsck.uses import visible_files
 from puzzlefs.image import Image, open_image
 from puzzlefs.oci import Descriptor, ImageReference, media_types
+from puzzlefs.reachable import Reachable
 
 _WHOLE: Final = frozenset({"index", "manifest", "rootfs", "metadata", "layer"})
 """Roles without which nothing of an image can be seen."""
@@ -47,6 +50,7 @@ class Check:
         progress: told how many bytes are done, of how many.
         good: blobs whose contents need not be looked at again; those that turn out good are added.
         survey: what was found in documents.
+        there: the regular files that have names of blobs.
         inodes: how many were decoded.
         bytes_read: of contents.
     """
@@ -58,6 +62,7 @@ class Check:
     progress: Callable[[int, int], None]
     good: set[Digest]
     survey: Survey = field(default_factory=Survey)
+    there: dict[Digest, os.stat_result] = field(default_factory=dict)
     inodes: int = 0
     bytes_read: int = 0
     _surveyor: Surveyor | None = None
@@ -71,15 +76,16 @@ class Check:
         """
         surveyor = self._surveyor = Surveyor(self.layout, self._look_at_image)
         self.survey = surveyor.survey
+        self.there, _ = list_blobs(self.layout)
         surveyor.add_entries(self.descriptors)
         faults = self.survey.faults
         left = {digest: blob for digest, blob in self.survey.blobs.items() if digest not in faults}
         if self.quick:
-            for digest, finding in look_at_blobs(self.layout, left):
+            for digest, finding in look_at_blobs(self.layout, self.there, left):
                 self._note(digest, left[digest], finding)
         else:
             left = {digest: blob for digest, blob in left.items() if digest not in self.good}
-            total = sum(self.layout.blob_size(digest) or 0 for digest in left)
+            total = sum(self.there[digest].st_size for digest in left if digest in self.there)
             for digest, finding in hash_blobs(
                 self.layout, left, self.workers, lambda done: self.progress(done, max(done, total))
             ):
@@ -149,8 +155,24 @@ class Check:
         except FormatError:
             return {}  # reported with the tree
 
+    def unreachable(self) -> list[int] | None:
+        """The sizes of the blobs that nothing reaches, ``None`` if that cannot be known.
+
+        Raises:
+            StorageError: if the host fails.
+        """
+        # What has to be there is reached. The others may yet be, by an inode that nobody sees for example.
+        others = [digest for digest in self.there if digest not in self.survey.blobs]
+        reachable = Reachable(self.layout, others)
+        try:
+            for descriptor in self.descriptors if others else ():
+                reachable.add_entry(descriptor)
+        except PuzzlefsError:
+            return None
+        return [self.there[digest].st_size for digest in others if digest not in reachable.named]
+
     def _is_there(self, digest: Digest) -> bool:
-        return self.layout.blob_size(digest) is not None
+        return digest in self.there
 
     # ---- blobs
 

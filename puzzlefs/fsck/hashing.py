@@ -51,9 +51,20 @@ class Finding:
     too_short: str = ""
 
 
-def look_at_blobs(layout: Layout, expected: Mapping[Digest, Expected]) -> Iterator[tuple[Digest, Finding]]:
-    """What names and sizes say about blobs, and nothing else; those that are in order are left out."""
+def look_at_blobs(
+    layout: Layout, there: Mapping[Digest, os.stat_result], expected: Mapping[Digest, Expected]
+) -> Iterator[tuple[Digest, Finding]]:
+    """What names and sizes say about blobs, and nothing else; those that are in order are left out.
+
+    Args:
+        layout: where they are.
+        there: the regular files that were there a moment ago.
+        expected: the blobs.
+    """
     for digest, blob in expected.items():
+        known = there.get(digest)
+        if known is not None and not _wrong_size(known.st_size, blob):
+            continue
         try:
             status = os.stat(digest.hex(), dir_fd=layout.blobs_fd, follow_symlinks=False)
         except FileNotFoundError:

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Final
 
 from puzzlefs.blobs import Layout
-from puzzlefs.blobs.inventory import left_overs, list_blobs
+from puzzlefs.blobs.inventory import left_overs
 from puzzlefs.blobs.lease import LEASE_PREFIX
 from puzzlefs.digest import Digest
-from puzzlefs.errors import InvalidArgumentError, PuzzlefsError, TagNotFoundError
+from puzzlefs.errors import InvalidArgumentError, TagNotFoundError
 from puzzlefs.fsck.check import Check
 from puzzlefs.fsck.repair import Repair
 from puzzlefs.fsck.report import FsckReport, State
 from puzzlefs.oci import Descriptor, ImageReference
-from puzzlefs.reachable import Reachable
 
 _MAX_WORKERS: Final = 8
 
@@ -80,7 +79,7 @@ def fsck(
             repaired += mended
             good.difference_update(Digest.parse(digest) for digest, _ in mended)
         bad, malformed = check.bad_blobs(), check.malformed()
-        unreachable = None if reference is not None else _unreachable(layout, descriptors)
+        unreachable = None if reference is not None else check.unreachable()
         left = [file.size for file in left_overs(layout, 0) if not file.name.startswith(LEASE_PREFIX)]
         state = State.CLEAN
         if malformed or (bad and repair):
@@ -114,15 +113,3 @@ def _descriptors(layout: Layout, reference: ImageReference | None) -> Sequence[D
     if found is None:
         raise TagNotFoundError(str(reference.layout), reference.tag, index.tags())
     return (found,)
-
-
-def _unreachable(layout: Layout, descriptors: Sequence[Descriptor]) -> list[int] | None:
-    """The sizes of the blobs that nothing reaches, ``None`` if that cannot be known."""
-    blobs, _ = list_blobs(layout)
-    reachable = Reachable(layout, blobs)
-    try:
-        for descriptor in descriptors:
-            reachable.add_entry(descriptor)
-    except PuzzlefsError:
-        return None
-    return [status.st_size for digest, status in blobs.items() if digest not in reachable.named]

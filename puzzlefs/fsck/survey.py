@@ -33,7 +33,6 @@ _MAX_DEPTH: Final = 4
 _MAX_ENTRIES: Final = 100_000
 _ROOTFS_TYPES: Final = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
 _CHUNK_TYPES: Final = frozenset({media_types.FILE_DATA, media_types.FILE_DATA_ZSTD})
-_DIGEST_LENGTH: Final = 71
 
 
 @dataclass(slots=True)
@@ -109,6 +108,7 @@ class Surveyor:
         self._on_image = on_image
         self._numbers: dict[Digest, int] = {}
         self._nested: dict[Digest, Sequence[Descriptor]] = {}
+        self._listed: dict[str, Expected] = {}
         self._added = 0
 
     def add_entries(self, descriptors: Sequence[Descriptor]) -> None:
@@ -207,11 +207,15 @@ class Surveyor:
             self._open(descriptor.digest, number)
 
     def _listed_chunk(self, value: Mapping[str, object], number: int) -> None:
-        digest, size = value.get("digest"), value.get("size")
-        if not isinstance(digest, str) or len(digest) != _DIGEST_LENGTH or not isinstance(size, int):
+        text, size = value.get("digest"), value.get("size")
+        if not isinstance(text, str) or not isinstance(size, int):
             raise FormatError("a chunk in the OCI manifest has no digest or no size")
-        blob = self._expect(Digest.parse(digest), "chunk", number)
-        blob.sizes.add(size)
+        # There can be hundreds of thousands, each of them a few times, so nothing is called that need not be.
+        known = self._listed.get(text)
+        if known is None:
+            known = self._listed[text] = self._expect(Digest.parse(text), "chunk", number)
+        known.images.add(number)
+        known.sizes.add(size)
 
     # ---- versions 1 and 2
 
