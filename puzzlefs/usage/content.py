@@ -70,9 +70,8 @@ class BlobSet:
     def __init__(self, numbers: BlobNumbers, of: Iterable[int] = ()) -> None:
         """The blobs with the numbers ``of``."""
         self._numbers = numbers
-        self._marks = bytearray(len(numbers))
-        for number in of:
-            self._marks[number] = 1
+        self._marks = bytearray()
+        self.mark(of)
 
     def add(self, digests: Iterable[Digest]) -> None:
         """Put blobs in, which get numbers if they have none."""
@@ -81,6 +80,13 @@ class BlobSet:
             number = number_of(digest)
             if number >= len(marks):
                 marks.extend(bytes(len(self._numbers) + _ROOM - len(marks)))
+            marks[number] = 1
+
+    def mark(self, of: Iterable[int]) -> None:
+        """Put blobs in by number."""
+        marks = self._marks
+        marks.extend(bytes(max(0, len(self._numbers) - len(marks))))
+        for number in of:
             marks[number] = 1
 
     def __contains__(self, number: int) -> bool:
@@ -152,9 +158,9 @@ class FileContents:
             self.sizes.append(size)
             self.starts.append(len(self.blobs))
 
-    def used(self) -> set[int]:
-        """The numbers of the blobs."""
-        return {number for ends in self._ends for number in compress(range(len(ends)), ends)}
+    def used(self) -> Iterator[int]:
+        """The numbers of the blobs; twice if a blob is said to be raw and compressed."""
+        return (number for ends in self._ends for number in compress(range(len(ends)), ends))
 
     def compressed(self) -> list[int]:
         """The numbers of those that a reference says are compressed."""

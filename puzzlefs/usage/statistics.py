@@ -26,7 +26,7 @@ from puzzlefs.digest import Digest
 from puzzlefs.errors import PuzzlefsError
 from puzzlefs.image import Image
 from puzzlefs.oci import Descriptor
-from puzzlefs.usage.content import BlobNumbers, FileContents
+from puzzlefs.usage.content import BlobNumbers, BlobSet, FileContents
 from puzzlefs.usage.reach import (
     Entry,
     entries_of,
@@ -41,6 +41,8 @@ from puzzlefs.usage.reach import (
 MAX_COMPARED: Final = 256
 """So many entries are compared with each other."""
 
+_MAX_NUMBER: Final = (1 << 64) - 1
+_ZEROS: Final = array("Q", [0])
 _FIELD: Final = 96
 """Bits of a sum of file sizes among others in one number; no file system's add up to more."""
 _BLOB_NAME: Final = re.compile(r"[0-9a-f]{64}")
@@ -186,7 +188,8 @@ class _Survey:
         self._list_blobs()
         self._present = len(self._numbers)  # numbers from here on are of blobs that are missing
         self._images: dict[Digest, _Found] = {}
-        self._content: dict[int, int] = {}  # of chunks: how far the file that goes furthest reaches
+        self._used = BlobSet(self._numbers)
+        self._content = array("Q")  # of chunks, by number: how far the file that goes furthest reaches
         self._masks: list[int] = [0] * self._present
 
     def _list_blobs(self) -> None:
@@ -251,16 +254,20 @@ class _Survey:
     def _look_into(self, image: Image) -> _Found:
         numbers = self._numbers
         contents = FileContents(image, numbers)
-        used = contents.used()
+        used = BlobSet(numbers, contents.used())
+        blobs = BlobSet(numbers, used)
+        blobs.add(image_blobs(image, contents))
         known = self._content
+        known.extend(_ZEROS * (len(numbers) - len(known)))
         for number in used:
             size = contents.content_size(number, self._size(number))
-            if size > known.get(number, -1):
-                known[number] = size
+            if size > known[number]:
+                known[number] = min(size, _MAX_NUMBER)
+        self._used.mark(used)
         return _Found(
-            blobs=array("I", numbers.numbers(image_blobs(image, contents)) | used),
+            blobs=array("I", blobs),
             used=array("I", used),
-            metadata=numbers.numbers(metadata_blobs(image)) - used,
+            metadata={number for number in numbers.numbers(metadata_blobs(image)) if number not in used},
             version=image.version,
             inodes=image.tree.totals().inodes,
             apparent=sum(contents.sizes),
@@ -290,12 +297,11 @@ class _Survey:
         self, entries: Sequence[Entry], found: Sequence[_Found | str], added: Sequence[int]
     ) -> LayoutStatistics:
         is_complete = not any(isinstance(result, str) for result in found)
-        content = self._content
         images = [image for image in self._images.values() if image.version is not None]
         unreached = [number for number in range(self._present) if not self._masks[number]]
-        unique_bytes, chunk_bytes = sum(content.values()), self._sum(content)
+        unique_bytes, chunk_bytes = sum(self._content), self._sum(self._used)
         apparent_bytes = sum(image.apparent for image in images)
-        metadata = set[int]().union(*(image.metadata for image in images)) - content.keys()
+        metadata = set[int]().union(*(image.metadata for image in images))
         exclusive = self._exclusive(len(entries)) if is_complete else None
         return LayoutStatistics(
             layout=str(self._layout.path),
@@ -308,7 +314,7 @@ class _Survey:
             apparent_bytes=apparent_bytes,
             unique_bytes=unique_bytes,
             chunk_bytes=chunk_bytes,
-            metadata_bytes=self._sum(metadata),
+            metadata_bytes=self._sum(number for number in metadata if number not in self._used),
             blobs=self._present,
             blob_bytes=sum(self._sizes),
             unreachable_blobs=len(unreached) if is_complete else None,
