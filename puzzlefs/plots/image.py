@@ -136,10 +136,9 @@ class _Canvas:
                 (place.x, place.y),
                 place.width,
                 place.height,
-                facecolor=colour,
+                facecolor=_lighter(colour, min(0.75, 0.4 * depth)),
                 edgecolor="white",
                 linewidth=max(0.4, 1.8 - 0.6 * depth),
-                alpha=max(0.45, 0.9 - 0.15 * depth),
             )
         )
         width, height = place.width * self.width, place.height * self.height
@@ -168,3 +167,9 @@ class _Canvas:
                 place.height - (head + 4) / self.height,
             )
             self.fill(part, inner, depth + 1, colour)
+
+
+def _lighter(colour: str, part: float) -> str:
+    """A colour, mixed with as much white."""
+    levels = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(level + (255 - level) * part):02x}" for level in levels)
