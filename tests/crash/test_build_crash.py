@@ -431,3 +431,35 @@ class TestBesideGarbageCollection:
         subprocess.run([PUZZLEFS_ALONE, "gc", "--grace=0", layout], check=True, stdout=subprocess.DEVNULL)
         check_image(f"{layout}:stays", old)
         assert check_blobs(layout) < expected
+
+    def test_a_repair_that_is_killed_can_be_repeated(self, new: Path, tmp_path: Path, workers: str) -> None:
+        """At every moment a blob is the bad one or the good one."""
+        if workers == "processes":
+            return  # it has none
+        layout, source = tmp_path / "oci", tmp_path / "source"
+        build(new, f"{source}:new")
+        subprocess.run(["cp", "-a", source, layout], check=True)
+        names = sorted(os.listdir(layout / "blobs" / "sha256"))
+        bad = b"bad"
+        for name in names:
+            (layout / "blobs" / "sha256" / name).unlink()  # it is linked to nothing
+            (layout / "blobs" / "sha256" / name).write_bytes(bad)
+        command = [PUZZLEFS_ALONE, "fsck", "--repair", "--from", source, layout]
+        generator = random.Random(4)
+        killed = 0
+        for _ in range(6):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            try:
+                process.wait(generator.uniform(0.05, 0.6))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                killed += 1
+            process.communicate()
+            for name in names:
+                data = (layout / "blobs" / "sha256" / name).read_bytes()
+                assert data == bad or hashlib.sha256(data).hexdigest() == name
+        assert killed
+        assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+        check_image(f"{layout}:new", new)
+        subprocess.run([PUZZLEFS_ALONE, "gc", "--grace=0", layout], check=True, stdout=subprocess.DEVNULL)
+        assert sorted(os.listdir(layout / "blobs" / "sha256")) == names
