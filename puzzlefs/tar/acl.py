@@ -30,6 +30,7 @@ _TAGS: Final = {
     (b"mask", False): _MASK,
     (b"other", False): _OTHER,
 }
+_SHIFTS: Final = {_USER_OBJ: 6, _MASK: 3, _OTHER: 0}
 _BITS: Final = ((b"r", 4), (b"w", 2), (b"x", 1))
 
 
@@ -59,3 +60,11 @@ def acl_xattr(text: bytes, *, is_default: bool) -> bytes:
         return _VERSION + b"".join(_entry.pack(tag, bits, number) for tag, number, bits in sorted(entries))
     except struct.error as error:
         raise FormatError("an ACL names a user or group that cannot be") from error
+
+
+def mode_with_acl(mode: int, xattr: bytes) -> int:
+    """The permission bits of a file with this access ACL, as the kernel sets them: the group has the mask's."""
+    for tag, bits, _ in _entry.iter_unpack(xattr[len(_VERSION) :]):
+        if tag in _SHIFTS:
+            mode = mode & ~(7 << _SHIFTS[tag]) | bits << _SHIFTS[tag]
+    return mode

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from puzzlefs.errors import FormatError
-from puzzlefs.tar.acl import ACL_KEYS, acl_xattr
+from puzzlefs.tar.acl import ACL_KEYS, acl_xattr, mode_with_acl
 from puzzlefs.tar.records import (
     BLOCK_SIZE,
     ZERO_BLOCK,
@@ -185,18 +185,22 @@ class MemberReader:
         elif kind == b"D":
             self._pass_over(size)
             kind = _DIRECTORY
+        mode = header.mode
+        xattrs = self._xattrs(said) if said else {}
+        if said and kind != _SYMLINK:
+            mode = self._add_acls(said, xattrs, mode)
         return Member(
             kind=kind,
             name=name,
             target=said.get(b"linkpath", header.target) if kind in (_HARD_LINK, _SYMLINK) else b"",
-            mode=header.mode,
+            mode=mode,
             uid=parse_id(said[b"uid"]) if b"uid" in said else header.uid,
             gid=parse_id(said[b"gid"]) if b"gid" in said else header.gid,
             mtime_ns=parse_time(said[b"mtime"]) if b"mtime" in said else seconds_to_ns(header.mtime),
             device=(header.major, header.minor),
             size=real_size,
             extents=extents,
-            xattrs=self._xattrs(said, kind) if said else {},
+            xattrs=xattrs,
         )
 
     # ---- content
@@ -259,7 +263,7 @@ class MemberReader:
 
     # ---- extended headers
 
-    def _xattrs(self, said: dict[bytes, bytes], kind: bytes) -> dict[bytes, bytes]:
+    def _xattrs(self, said: dict[bytes, bytes]) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}
         certain: dict[bytes, bytes] = {}
         for key, value in said.items():
@@ -270,18 +274,23 @@ class MemberReader:
                 certain[name] = data
             elif key == b"RHT.security.selinux":
                 self.ignored["SELinux labels"] += 1
-        if certain:
-            found = certain  # whoever writes these writes the others as well, but not in one way
+        return certain or found  # whoever writes the former writes the latter as well, but not in one way
+
+    def _add_acls(self, said: dict[bytes, bytes], xattrs: dict[bytes, bytes], mode: int) -> int:
+        """Add ACLs that are there as text to ``xattrs``; the permission bits that go with them."""
         for key, xattr in ACL_KEYS.items():
-            if key in said and xattr not in found and kind != _SYMLINK:
-                try:
-                    data_of_acl = acl_xattr(said[key], is_default=key.endswith(b"default"))
-                except FormatError:
-                    self.ignored["ACLs that name users or groups without their numbers"] += 1
-                else:
-                    if data_of_acl:
-                        found[xattr] = data_of_acl
-        return found
+            if key not in said or xattr in xattrs:
+                continue
+            is_default = key.endswith(b"default")
+            try:
+                value = acl_xattr(said[key], is_default=is_default)
+            except FormatError:
+                self.ignored["ACLs that cannot be understood, or name users without their numbers"] += 1
+                continue
+            if value:
+                xattrs[xattr] = value
+                mode = mode if is_default else mode_with_acl(mode, value)
+        return mode
 
     def _read_extended(self, size: int) -> bytes:
         if size > _MAX_EXTENDED:

@@ -40,7 +40,7 @@ _OLD_SPARSE_REAL_SIZE: Final = slice(483, 495)
 _EXTENSION_ENTRIES: Final = 21
 _EXTENSION_EXTENDED: Final = 504
 _STANDARD: Final = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")
-_DECIMAL: Final = re.compile(rb"(-?)(\d{1,20})(?:\.(\d*))?\Z")
+_DECIMAL: Final = re.compile(rb"(-?)(\d{1,20})(?:\.(\d{0,40}))?(?:e([+-]?\d{1,2}))?\Z")
 
 Segment = tuple[int, int]
 """Where in a file a run of data begins, and its bytes."""
@@ -148,7 +148,7 @@ def parse_id(text: bytes) -> int:
 
 
 def parse_time(text: bytes) -> int:
-    """A time in decimal seconds with any number of digits behind the point, in nanoseconds; what is less is dropped.
+    """A time in decimal seconds, in nanoseconds; what is less is dropped. Python writes small ones as ``1.7e-08``.
 
     Raises:
         FormatError: if it is none.
@@ -157,7 +157,9 @@ def parse_time(text: bytes) -> int:
     if found is None:
         raise FormatError(f"{text[:80]!r} is not a time")
     fraction = found[3] or b""
-    value = int(found[2]) * _NS + int(fraction[:9].ljust(9, b"0"))
+    digits = int(found[2] + fraction)
+    exponent = int(found[4] or b"0") + 9 - len(fraction)
+    value = digits * 10**exponent if exponent >= 0 else digits // 10**-exponent
     return _clamped(-value if found[1] else value)
 
 
