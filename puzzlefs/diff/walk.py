@@ -202,7 +202,7 @@ class Walk(Generic[A, B]):
             position += 1
             is_suspect = suspects is None or position in suspects
             is_directory = one[2] is Kind.DIRECTORY and other[2] is Kind.DIRECTORY
-            is_linked = not is_directory and self._is_linked(one[1], other[1])
+            is_linked = Kind.DIRECTORY not in (one[2], other[2]) and self._is_linked(one[1], other[1])
             if not (is_suspect or is_directory or is_linked):
                 continue
             way = Way(new.way, other[0])

@@ -46,8 +46,8 @@ Expected = dict[bytes, tuple[str, frozenset[str]]]
 
 def relink(root: Path, rnd: random.Random) -> None:
     """Make names of one file names of several, or the other way round, and move one: the editor rarely does."""
-    files = sorted(path for path in root.rglob("*") if stat.S_ISREG(path.lstat().st_mode))
     for _ in range(3):
+        files = sorted(path for path in root.rglob("*") if stat.S_ISREG(path.lstat().st_mode))
         if len(files) < 3:
             return
         kept, other, moved = rnd.sample(files, 3)
@@ -57,7 +57,6 @@ def relink(root: Path, rnd: random.Random) -> None:
         else:
             shutil.copy2(kept, other)
         moved.rename(moved.with_name("moved"))
-        files = sorted({*files, moved.with_name("moved")} - {moved})
 
 
 def compared(old: trees.Tree, new: trees.Tree) -> Expected:
@@ -102,8 +101,8 @@ def told(report: DiffReport) -> Expected:
     return result
 
 
-def without_renames(report: DiffReport) -> dict[bytes, str]:
-    """What is in one tree only, each rename being one entry less here and one more there."""
+def without_renames(report: DiffReport, a: trees.Tree, b: trees.Tree) -> dict[bytes, str]:
+    """What is in one tree only, each rename being one entry less here and one more there, with what is below it."""
     result: dict[bytes, str] = {}
     for one in report.differences:
         if one.status in ("removed", "renamed"):
@@ -112,6 +111,13 @@ def without_renames(report: DiffReport) -> dict[bytes, str]:
         if one.status in ("added", "renamed"):
             assert one.path not in result
             result[one.path] = "added"
+    for one in report.differences:
+        if one.status == "renamed" and a[one.old_path]["type"] == "dir":
+            below = [path.removeprefix(one.old_path) for path in a if path.startswith(one.old_path + b"/")]
+            for rest in below:
+                if one.path + rest in b:
+                    result[one.old_path + rest] = "removed"
+                    result[one.path + rest] = "added"
     return result
 
 
@@ -126,28 +132,25 @@ def in_order(report: DiffReport) -> bool:
     return ways == sorted(ways)
 
 
-def _but_links_of_other_types(what: Expected) -> Expected:
-    """Where the type is another one, whether the names that it shares are others, too, says nothing."""
-    return {
-        path: (status, aspects - {"links"} if "type" in aspects else aspects)
-        for path, (status, aspects) in what.items()
-    }
-
-
 def check(old: str, new: str, a: trees.Tree, b: trees.Tree) -> None:
     expected = compared(a, b)
     report = diff(old, new, renames=False)
-    assert _but_links_of_other_types(told(report)) == _but_links_of_other_types(expected)
+    assert told(report) == expected
     assert in_order(report)
     assert report.is_same == (not expected)
     renamed = diff(old, new)
     one_sided = {path: status for path, (status, _) in expected.items() if status != "changed"}
-    assert without_renames(renamed) == one_sided
-    assert changed(told(renamed)) == changed(expected)
+    assert without_renames(renamed, a, b) == one_sided
+    moved = {one.path for one in renamed.differences if one.old_path != one.path}
+    in_place = {path: what for path, what in told(renamed).items() if path not in moved}
+    assert changed(in_place) == changed(expected)
     for one in renamed.differences:
-        if one.status == "renamed":
+        if one.old_path != one.path:
             before, after = a[one.old_path], b[one.path]
-            assert before["type"] == after["type"]
+            if before["type"] != after["type"]:
+                assert one.status == "changed"
+                assert set(one.aspects) - {"links"} == {"type"}
+                continue
             same = {name for name, fields in FIELDS.items() if all(before.get(n) == after.get(n) for n in fields)}
             assert set(one.aspects) - {"links"} == FIELDS.keys() - same
 
@@ -180,3 +183,33 @@ def test_trees_and_images_of_them(options: dict[str, object], seed: int) -> None
         assert diff(f"{layout}:stacked", f"{layout}:other").is_same
         assert diff(f"dir:{other}", f"{layout}:stacked").is_same
         check(f"dir:{one}", f"dir:{other}", trees.on_disk(one, mtime=True), trees.on_disk(other, mtime=True))
+
+
+@slow
+@given(seed=seeds)
+def test_stacks_of_layers(seed: int) -> None:
+    """Layers on layers, compared with each other and over versions and compression."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        work = Path(name)
+        root = work / "root"
+        root.mkdir()
+        rnd = random.Random(seed)
+        editor = Editor(root, rnd)
+        editor.run(30)
+        kinds: list[dict[str, object]] = [{}, {"compression": True}, {"format_version": 1}, {"format_version": 2}]
+        values = []
+        for number in range(3):
+            for index, options in enumerate(kinds):
+                tag = f"{work}/oci{index}:l{number}"
+                if number:
+                    with open_image(f"{work}/oci{index}:l{number - 1}") as base:
+                        build_from_tree(root, base, f"l{number}", compression=options.get("compression"))  # type: ignore[arg-type]
+                else:
+                    build(root, tag, **options)  # type: ignore[arg-type]
+            values.append(trees.on_disk(root))
+            editor.run(6)
+            relink(root, rnd)
+        for first, second in ((0, 2), (1, 2), (2, 0), (1, 1)):
+            here, there = rnd.randrange(4), rnd.randrange(4)
+            check(f"{work}/oci{here}:l{first}", f"{work}/oci{here}:l{second}", values[first], values[second])
+            check(f"{work}/oci{here}:l{first}", f"{work}/oci{there}:l{second}", values[first], values[second])
