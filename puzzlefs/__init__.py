@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from puzzlefs.canonicalize import CanonicalReport, canonicalize
     from puzzlefs.collect import GarbageReport, collect_garbage
     from puzzlefs.convert import ConvertReport, convert
+    from puzzlefs.copy_image import CopyReport, copy_all, copy_image
     from puzzlefs.delta import build_from_tree, build_from_upper
+    from puzzlefs.diff import Difference, DiffReport, diff
     from puzzlefs.digest import Digest, VerityDigest
     from puzzlefs.enable_verity import EnableReport, enable_fs_verity
     from puzzlefs.extract import ExtractReport, extract
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from puzzlefs.mount.shell import ShellOutcome, run_in_image
     from puzzlefs.mount.writable import mount_writable
     from puzzlefs.oci import ImageReference, parse_reference
+    from puzzlefs.tags import TagChange, TagInfo, TagsReport, tag, tags, untag
     from puzzlefs.tar import ExportReport, ImportReport, export_tar, import_tar
     from puzzlefs.usage import Inspection, LayoutStatistics, UsageReport, disk_usage, inspect_image, layout_statistics
 
@@ -70,6 +73,9 @@ _HOMES = {
     "BuildReport": "builder",
     "CanonicalReport": "canonicalize",
     "ConvertReport": "convert",
+    "CopyReport": "copy_image",
+    "DiffReport": "diff",
+    "Difference": "diff",
     "Digest": "digest",
     "EnableReport": "enable_verity",
     "ExportReport": "tar",
@@ -85,6 +91,9 @@ _HOMES = {
     "LayoutStatistics": "usage",
     "ShellOutcome": "mount.shell",
     "StorageOptions": "builder",
+    "TagChange": "tags",
+    "TagInfo": "tags",
+    "TagsReport": "tags",
     "UsageReport": "usage",
     "VerityDigest": "digest",
     "build": "builder",
@@ -94,6 +103,9 @@ _HOMES = {
     "collect_garbage": "collect",
     "commit": "mount.committing",
     "convert": "convert",
+    "copy_all": "copy_image",
+    "copy_image": "copy_image",
+    "diff": "diff",
     "disk_usage": "usage",
     "enable_fs_verity": "enable_verity",
     "export_tar": "tar",
@@ -108,7 +120,10 @@ _HOMES = {
     "open_image": "image",
     "parse_reference": "oci",
     "run_in_image": "mount.shell",
+    "tag": "tags",
+    "tags": "tags",
     "unmount": "mount",
+    "untag": "tags",
 }
 
 
@@ -130,6 +145,9 @@ __all__ = [
     "BuildReport",
     "CanonicalReport",
     "ConvertReport",
+    "CopyReport",
+    "DiffReport",
+    "Difference",
     "Digest",
     "EnableReport",
     "ExportReport",
@@ -157,7 +175,10 @@ __all__ = [
     "SourceError",
     "StorageError",
     "StorageOptions",
+    "TagChange",
+    "TagInfo",
     "TagNotFoundError",
+    "TagsReport",
     "UnsafePathError",
     "UnsupportedError",
     "UnsupportedVersionError",
@@ -173,6 +194,9 @@ __all__ = [
     "collect_garbage",
     "commit",
     "convert",
+    "copy_all",
+    "copy_image",
+    "diff",
     "disk_usage",
     "enable_fs_verity",
     "export_tar",
@@ -187,5 +211,8 @@ __all__ = [
     "open_image",
     "parse_reference",
     "run_in_image",
+    "tag",
+    "tags",
     "unmount",
+    "untag",
 ]

@@ -12,6 +12,7 @@ those that are written. Layouts are reached through descriptors, so nobody can p
 from __future__ import annotations
 
 import contextlib
+import enum
 import fcntl
 import hashlib
 import os
@@ -25,7 +26,15 @@ _BLOCK_SIZE: Final = 1 << 20
 _WRITABLE_BY_OTHERS: Final = 0o022
 
 
-def transfer(source: int, digest: Digest, directory: int, name: str, subject: str) -> bool:
+class Transferred(enum.Enum):
+    """How a blob became a file of another layout."""
+
+    LINKED = "linked"
+    CLONED = "cloned"
+    COPIED = "copied"
+
+
+def transfer(source: int, digest: Digest, directory: int, name: str, subject: str) -> Transferred:
     """Make the file ``name`` in ``directory`` of an open blob.
 
     Args:
@@ -36,15 +45,17 @@ def transfer(source: int, digest: Digest, directory: int, name: str, subject: st
         subject: what to call the blob in messages.
 
     Returns:
-        Whether the new file is a link to the blob.
+        How it was done.
 
     Raises:
         IntegrityError: if it is not what ``digest`` says. There is no new file then, as in every case of failure.
         OSError: if the host fails.
     """
     try:
-        linked = _link(source, directory, name)
-        actual = _hash_of(source) if linked else _hash_of_copy(source, directory, name)
+        if _link(source, directory, name):
+            how, actual = Transferred.LINKED, _hash_of(source)
+        else:
+            how, actual = _hash_of_copy(source, directory, name)
         if actual != digest:
             raise IntegrityError(
                 subject, expected=digest.hex(), actual=actual.hex(), hint="restore it from a good copy"
@@ -53,7 +64,7 @@ def transfer(source: int, digest: Digest, directory: int, name: str, subject: st
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
         raise
-    return linked
+    return how
 
 
 def _link(source: int, directory: int, name: str) -> bool:
@@ -67,8 +78,8 @@ def _link(source: int, directory: int, name: str) -> bool:
     return True
 
 
-def _hash_of_copy(source: int, directory: int, name: str) -> Digest:
-    """Copy the blob; the digest of what was written."""
+def _hash_of_copy(source: int, directory: int, name: str) -> tuple[Transferred, Digest]:
+    """Clone or copy the blob; the digest of what was written."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     target = os.open(name, flags, 0o644, dir_fd=directory)
     try:
@@ -77,14 +88,14 @@ def _hash_of_copy(source: int, directory: int, name: str) -> Digest:
         except OSError:
             pass
         else:
-            return _hash_of(target)
+            return Transferred.CLONED, _hash_of(target)
         hasher = hashlib.sha256()
         while block := os.read(source, _BLOCK_SIZE):
             hasher.update(block)
             view = memoryview(block)
             while view:
                 view = view[os.write(target, view) :]
-        return Digest(hasher.digest())
+        return Transferred.COPIED, Digest(hasher.digest())
     finally:
         os.close(target)
 

@@ -28,6 +28,7 @@ import os
 import secrets
 import signal
 import threading
+from collections import Counter
 from collections.abc import Collection
 from types import TracebackType
 from typing import Final, Self
@@ -35,7 +36,7 @@ from typing import Final, Self
 from puzzlefs.blobs.host import storage_errors, sync_file_system
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
 from puzzlefs.blobs.lease import Lease, Root
-from puzzlefs.blobs.transfer import transfer
+from puzzlefs.blobs.transfer import Transferred, transfer
 from puzzlefs.digest import Digest
 from puzzlefs.errors import BlobNotFoundError, PuzzlefsError, StorageError
 
@@ -54,6 +55,7 @@ class BlobWriter:
     Attributes:
         new_blobs: how many blobs were not there before.
         stored_bytes: how many bytes those have.
+        transferred: how many of them came from another layout in which way.
     """
 
     def __init__(self, layout: Layout, *, check_existing: bool = False) -> None:
@@ -77,6 +79,7 @@ class BlobWriter:
         self._has_delegates = False
         self.new_blobs = 0
         self.stored_bytes = 0
+        self.transferred: Counter[Transferred] = Counter()
 
     def put(self, data: bytes | bytearray | memoryview, digest: Digest | None = None) -> Digest:
         """See to it that ``data`` is stored once ``commit`` has returned. Putting it twice is fine.
@@ -144,7 +147,8 @@ class BlobWriter:
                 self._its_lease()
                 with self._lock:
                     temporary = self._next_name()
-                if transfer(fd, digest, self._layout.blobs_fd, temporary, subject):
+                how = transfer(fd, digest, self._layout.blobs_fd, temporary, subject)
+                if how is Transferred.LINKED:
                     self._linked.add(temporary)
         finally:
             os.close(fd)
@@ -152,6 +156,7 @@ class BlobWriter:
             if digest not in self._pending:
                 self._known.add(digest)
                 self._add(digest, temporary, size)
+                self.transferred[how] += size
                 return size
         with storage_errors("write a blob to", self._layout.path):  # another thread was quicker
             os.unlink(temporary, dir_fd=self._layout.blobs_fd)

@@ -56,7 +56,8 @@ def relink(root: Path, rnd: random.Random) -> None:
             os.link(kept, other)
         else:
             shutil.copy2(kept, other)
-        moved.rename(moved.with_name("moved"))
+        if not moved.with_name("moved").is_dir():
+            moved.rename(moved.with_name("moved"))
 
 
 def compared(old: trees.Tree, new: trees.Tree) -> Expected:
