@@ -8,13 +8,13 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import trees
+from support.differences import FIELDS, Expected, compared, told
 from support.edits import Editor
 
 from puzzlefs.builder import build
@@ -31,18 +31,6 @@ OPTIONS = [{}, {"timestamps": "keep"}, {"compression": True}, {"format_version":
 seeds = st.integers(0, 1 << 32)
 slow = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
-FIELDS = {
-    "content": ("size", "sha256"),
-    "target": ("target",),
-    "device": ("device",),
-    "mode": ("permissions",),
-    "owner": ("uid", "gid"),
-    "xattrs": ("xattrs",),
-    "mtime": ("mtime_ns",),
-}
-
-Expected = dict[bytes, tuple[str, frozenset[str]]]
-
 
 def relink(root: Path, rnd: random.Random) -> None:
     """Make names of one file names of several, or the other way round, and move one: the editor rarely does."""
@@ -58,48 +46,6 @@ def relink(root: Path, rnd: random.Random) -> None:
             shutil.copy2(kept, other)
         if not moved.with_name("moved").is_dir():
             moved.rename(moved.with_name("moved"))
-
-
-def compared(old: trees.Tree, new: trees.Tree) -> Expected:
-    """What differs, by path: in one tree only, or in what."""
-    result: Expected = {path: ("removed", frozenset()) for path in old.keys() - new.keys()}
-    result |= {path: ("added", frozenset()) for path in new.keys() - old.keys()}
-    common = old.keys() & new.keys()
-    links = linked_otherwise(old, new, common)
-    for path in common:
-        a, b = old[path], new[path]
-        aspects = {"links"} if path in links else set()
-        if a["type"] != b["type"]:
-            aspects.add("type")
-        else:
-            aspects |= {aspect for aspect, names in FIELDS.items() if any(a.get(n) != b.get(n) for n in names)}
-        if aspects:
-            result[path] = ("changed", frozenset(aspects))
-    return result
-
-
-def linked_otherwise(old: trees.Tree, new: trees.Tree, common: set[bytes]) -> set[bytes]:
-    """The paths whose files have other names, among those that both trees have."""
-    files = {path for path in common if "dir" not in (old[path]["type"], new[path]["type"])}
-
-    def names(tree: trees.Tree) -> dict[bytes, frozenset[bytes]]:
-        groups: dict[bytes, set[bytes]] = defaultdict(set)
-        for path in files:
-            groups[tree[path].get("same_as", path)].add(path)
-        return {path: frozenset(group) for group in groups.values() for path in group}
-
-    before, after = names(old), names(new)
-    return {path for path in files if before[path] != after[path]}
-
-
-def told(report: DiffReport) -> Expected:
-    result: Expected = {}
-    for one in report.differences:
-        path = one.path or b"."
-        assert path not in result
-        assert (one.before is None, one.after is None) == (one.status == "added", one.status == "removed")
-        result[path] = (one.status, frozenset(one.aspects))
-    return result
 
 
 def without_renames(report: DiffReport, a: trees.Tree, b: trees.Tree) -> dict[bytes, str]:
