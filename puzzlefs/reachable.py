@@ -37,6 +37,7 @@ _MAX_SEGMENTS: Final = 512
 _DIGEST: Final = re.compile(rb'"sha256:([0-9a-f]{64})"')
 _INDEX_TYPES: Final = (media_types.INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 _MANIFEST_TYPES: Final = (media_types.MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
+_CHUNK_TYPES: Final = (media_types.FILE_DATA, media_types.FILE_DATA_ZSTD)
 _ROOTFS_TYPES: Final = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
 
 
@@ -99,9 +100,10 @@ class Reachable:
 
     def _document(self, digest: Digest, limit: int, depth: int, *, is_index: bool) -> None:
         data = self._blobs.read(digest, limit=limit)
-        document = parse_object(data, f"document {digest.oci}")
-        self.named.update([Digest(bytes.fromhex(found.decode())) for found in _DIGEST.findall(data)])
-        if b"\\" in data:  # a string can be written in more than one way
+        is_plain = b"\\" not in data  # else a string can be written in more than one way
+        document = parse_object(data, f"document {digest.oci}", object_hook=_without_chunk if is_plain else None)
+        self.named.update(Digest(bytes.fromhex(found[1].decode())) for found in _DIGEST.finditer(data))
+        if not is_plain:
             self.named.update(_digests_in(document))
         for key, value in document.items():
             entries = value if isinstance(value, list) else [value]
@@ -145,6 +147,11 @@ class Reachable:
         whole = memoryview(data)[: len(data) - len(data) % _WORD].cast("Q")
         for word in self._words.intersection(whole):
             self.named.update(self._by_word[word])
+
+
+def _without_chunk(value: dict[str, JsonValue]) -> JsonValue:
+    """An object of a document; nothing for a chunk's descriptor, of which there are hundreds of thousands."""
+    return None if value.get("mediaType") in _CHUNK_TYPES else value
 
 
 def _digest_of(entry: Mapping[str, JsonValue], parent: Digest) -> Digest:

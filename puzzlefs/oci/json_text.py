@@ -8,7 +8,7 @@ memory. Writing is exact, because manifests are hashed: keys sorted, no white sp
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from puzzlefs.errors import FormatError
@@ -21,8 +21,15 @@ JsonValue = None | bool | int | float | str | Sequence["JsonValue"] | Mapping[st
 JsonObject = Mapping[str, JsonValue]
 
 
-def parse_object(data: bytes, what: str) -> JsonObject:
+def parse_object(
+    data: bytes, what: str, *, object_hook: Callable[[dict[str, JsonValue]], JsonValue] | None = None
+) -> JsonObject:
     """The JSON object that ``data`` holds.
+
+    Args:
+        data: the text.
+        what: what it is, for messages.
+        object_hook: what stands for an object; one that drops objects saves the memory that they take.
 
     Raises:
         FormatError: if it is not JSON, not an object, or nested or cut up absurdly; the message starts with ``what``.
@@ -30,7 +37,7 @@ def parse_object(data: bytes, what: str) -> JsonObject:
     if data.count(b"[") + data.count(b"{") > _FREE_CONTAINERS + len(data) // _MIN_CONTAINER_SIZE:
         raise FormatError(f"{what} consists of absurdly many JSON objects or arrays")
     try:
-        value = json.loads(data)
+        value = json.loads(data, object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is not valid JSON: {str(error)[:200]}") from error
     return as_object(value, what)

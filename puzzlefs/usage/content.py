@@ -52,6 +52,9 @@ class BlobNumbers:
     def __iter__(self) -> Iterator[Digest]:
         return iter(self._numbers)
 
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._numbers
+
     def number(self, digest: Digest) -> int:
         """The number of a blob; a new one where it has none."""
         return self._numbers.setdefault(digest, len(self._numbers))

@@ -5,7 +5,8 @@ For each folder there are three numbers, each of them for everything below it:
 * *apparent*: bytes of its files, as ``stat`` tells them; holes count.
 * *stored*: its part of the stored chunks, after deduplication and compression. Where files share a chunk, each carries
   what it uses of it (``puzzlefs.usage.content``), so the parts of all files add up to what is stored.
-* *exclusive*: its part of those chunks that no other entry of the layout's index reaches: what would be freed.
+* *exclusive*: its part of those chunks that no other entry of the layout's index reaches: what ``gc`` would free if the
+  tag were gone.
 
 An inode with several names counts once, where the walk meets it first. What removing the tag frees besides (metadata,
 and chunks that the image lists although no visible file uses them) belongs to no folder; ``UsageReport`` has it.
@@ -20,11 +21,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from puzzlefs.blobs import VerityMode
-from puzzlefs.digest import Digest, VerityDigest
+from puzzlefs.blobs.inventory import list_blobs
+from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import PuzzlefsError
 from puzzlefs.image import Image, open_image
 from puzzlefs.model import Kind
 from puzzlefs.oci import ImageReference
+from puzzlefs.reachable import Reachable
 from puzzlefs.usage.content import BlobNumbers, BlobSet, FileContents, blob_sizes
 from puzzlefs.usage.reach import entries_of, image_blobs, metadata_blobs, reached_by
 from puzzlefs.vfs import Tree
@@ -70,7 +73,7 @@ class UsageReport:
         image_bytes: all blobs that the image reaches.
         metadata_bytes: those of them that no file uses, and that are no chunks.
         hidden_bytes: those that are chunks of which no visible file uses anything.
-        missing_blobs: how many of the blobs are not there.
+        missing_blobs: how many of the blobs are not there, but for hidden chunks, which nobody needs.
         freed_bytes: what removing the tag would free: the blobs that no other entry of the index reaches. ``None`` if
             that cannot be told.
         unreadable: why it cannot be told: the entries whose manifests cannot be read, each with what is wrong.
@@ -132,7 +135,7 @@ def disk_usage(
     names = list(numbers)
     for number, size in zip(own, blob_sizes(image.layout, map(names.__getitem__, own)), strict=True):
         known[number] = size or 0
-        missing += size is None
+        missing += size is None and (number < used or number in metadata)
     freeable = None if unreadable else [0 if number in others else size for number, size in enumerate(known)]
     weights = _Weights(image.tree, contents, known, freeable)
     return UsageReport(
@@ -150,30 +153,31 @@ def disk_usage(
 
 
 def _reached(image: Image, contents: FileContents, numbers: BlobNumbers) -> tuple[BlobSet, BlobSet, list[str]]:
-    """The blobs that the image's tag reaches, those that other entries do, and the entries that cannot be read."""
+    """The blobs that the image's tag reaches, those of them that other entries do, and the entries that cannot be read.
+
+    Every blob with a number is one that the tag reaches.
+    """
     layout = image.layout
     entries = entries_of(layout.read_index())
     mine = next((entry for entry in entries if entry.tag == image.reference.tag), None)
     own = BlobSet(numbers, contents.used())
     own.add(image_blobs(image, contents))
     if mine is not None and mine.descriptor.digest != image.manifest_digest:  # an index, or the tag has moved
-        reached = set(reached_by(layout, mine.descriptor))
+        reached = reached_by(layout, mine.descriptor, list_blobs(layout)[0])
         if image.manifest_digest in reached:
             own.add(reached)
         else:
             mine = None
-    others = BlobSet(numbers)
+    reachable = Reachable(layout, numbers)
     unreadable: list[str] = []
-    done: set[Digest] = set()
     for entry in entries:
-        digest = entry.descriptor.digest
-        if entry is mine or digest in done:
-            continue
-        done.add(digest)
-        try:
-            others.add(reached_by(layout, entry.descriptor))
-        except PuzzlefsError as error:
-            unreadable.append(f"{entry.tag or digest.oci}: {error}")
+        if entry is not mine:
+            try:
+                reachable.add_entry(entry.descriptor)
+            except PuzzlefsError as error:
+                unreadable.append(f"{entry.tag or entry.descriptor.digest.oci}: {error}")
+    others = BlobSet(numbers)
+    others.add(digest for digest in reachable.named if digest in numbers)
     return own, others, unreadable
 
 

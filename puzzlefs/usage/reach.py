@@ -1,8 +1,8 @@
-"""Which blobs the entries of a layout's index reach.
+"""Which blobs an image, and the entries of a layout's index, reach.
 
-* Version 3: the manifest, and what it lists: that is what tools for OCI images go by. A manifest of another kind of
-  image in the same layout counts as well, and so does an index between a tag and its manifests.
-* Versions 1 and 2: the rootfs blob, the metadata blobs, and every chunk that an inode of any metadata layer refers to.
+What an entry reaches is what ``gc`` keeps for it (``puzzlefs.reachable``), so that what is said to be exclusive is what
+is freed when the entry goes: everything that its documents name, and every chunk that its metadata name, in hidden
+inodes too. For an image that is open anyway, ``image_blobs`` tells the same from its inodes.
 
 An entry that cannot be read may reach anything, so nobody can say what the others have for themselves; callers are told
 by an exception, and decide.
@@ -11,8 +11,7 @@ by an exception, and decide.
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +23,7 @@ from puzzlefs.image import MAX_MANIFEST_SIZE, Image, open_image
 from puzzlefs.model import Kind
 from puzzlefs.oci import Descriptor, Dialect, ImageReference, Index, Manifest, media_types
 from puzzlefs.oci.json_text import JsonValue
+from puzzlefs.reachable import Reachable
 from puzzlefs.usage.content import FileContents, chunks_of
 from puzzlefs.vfs.stack import LayerStack
 
@@ -32,14 +32,6 @@ _MAX_MANIFESTS: Final = 10_000
 """What one entry may lead to through indexes."""
 _ROOTFS_TYPES: Final = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
 _SHA256_PREFIX: Final = "sha256:"
-_HEAD: Final = re.compile(
-    rb'\{"config":\{(?:"data":"e30=",)?"digest":"sha256:([0-9a-f]{64})","mediaType":"[\w./+-]+","size":\d+\},"layers":\['
-)
-_LAYER: Final = re.compile(
-    rb'\{(?:"annotations":\{"[\w.]+":"\w*"\},)?'
-    rb'"digest":"sha256:([0-9a-f]{64})","mediaType":"[\w./+-]+","size":\d+\}([],])'
-)
-_TAIL: Final = b',"schemaVersion":2}'
 _UNTAGGED: Final = "untagged"
 
 
@@ -68,8 +60,8 @@ def entries_of(index: Index) -> list[Entry]:
     return list(entries.values())
 
 
-def manifests_below(layout: Layout, descriptor: Descriptor) -> tuple[list[Descriptor], set[Digest]]:
-    """The manifests to which an entry leads, each once, and the indexes on the way.
+def manifests_below(layout: Layout, descriptor: Descriptor) -> list[Descriptor]:
+    """The manifests to which an entry leads, each once.
 
     Raises:
         NotFoundError: if an index is missing.
@@ -93,53 +85,39 @@ def manifests_below(layout: Layout, descriptor: Descriptor) -> tuple[list[Descri
         if len(below) + len(manifests) > _MAX_MANIFESTS:
             raise FormatError(f"index {descriptor.digest.oci} leads to absurdly many manifests")
         if not below:
-            return list(manifests.values()), indexes
+            return list(manifests.values())
         level = below
     raise FormatError(f"index {descriptor.digest.oci} leads to more than {_MAX_INDEX_DEPTH} indexes below each other")
 
 
-def reached_by(layout: Layout, descriptor: Descriptor) -> Iterator[Digest]:
-    """Every blob that an entry of the index reaches; some more than once.
+def reached_by(layout: Layout, descriptor: Descriptor, candidates: Iterable[Digest]) -> set[Digest]:
+    """The blobs that an entry of the index reaches.
+
+    Args:
+        layout: where it is.
+        descriptor: what the entry points to.
+        candidates: the blobs about which the question is; of others, not all are told.
 
     Raises:
         NotFoundError: if something has to be read and is missing.
-        FormatError: if it is malformed, or of a kind that nobody here knows.
+        FormatError: if it is malformed.
         IntegrityError: if it is not what its digest says.
         StorageError: if the host cannot read it.
     """
-    manifests, indexes = manifests_below(layout, descriptor)
-    yield from indexes
-    for manifest in manifests:
-        yield from manifest_blobs(layout, manifest)
+    reachable = Reachable(layout, candidates)
+    reachable.add_entry(descriptor)
+    return reachable.named
 
 
-def manifest_blobs(layout: Layout, descriptor: Descriptor) -> Iterator[Digest]:
-    """Every blob that a manifest reaches, itself included; as ``reached_by``."""
-    if layout.dialect is Dialect.OCI and descriptor.media_type == media_types.MANIFEST:
-        data = _read_manifest(layout, descriptor)
-        listed = _listed_quickly(data)
-        yield descriptor.digest
-        yield from _listed(Manifest.parse(data)) if listed is None else listed
-    elif layout.dialect is Dialect.PUZZLEFS_DEV and descriptor.media_type == media_types.ROOTFS:
-        with open_manifest(layout, descriptor) as image:
-            yield from image_blobs(image)
-    else:
-        raise FormatError(
-            f"manifest {descriptor.digest.oci} is of the unknown kind {descriptor.media_type[:120]!r}, "
-            "so what it refers to cannot be told"
-        )
-
-
-def names_a_rootfs(layout: Layout, descriptor: Descriptor) -> bool:
+def is_puzzlefs(layout: Layout, descriptor: Descriptor) -> bool:
     """Whether a manifest is that of a PuzzleFS image, and not of another kind of OCI image; as ``reached_by``."""
     if layout.dialect is not Dialect.OCI:
-        return True
-    layers = Manifest.parse(_read_manifest(layout, descriptor)).layers()
+        return descriptor.media_type == media_types.ROOTFS
+    if descriptor.media_type != media_types.MANIFEST:
+        return False
+    blobs = VerifiedBlobs(layout, BlobVerifier("user"))
+    layers = Manifest.parse(blobs.read(descriptor.digest, limit=MAX_MANIFEST_SIZE)).layers()
     return any(layer.media_type in _ROOTFS_TYPES for layer in layers)
-
-
-def _read_manifest(layout: Layout, descriptor: Descriptor) -> bytes:
-    return VerifiedBlobs(layout, BlobVerifier("user")).read(descriptor.digest, limit=MAX_MANIFEST_SIZE)
 
 
 def open_manifest(layout: Layout, descriptor: Descriptor, tag: str | None = None) -> Image:
@@ -147,12 +125,12 @@ def open_manifest(layout: Layout, descriptor: Descriptor, tag: str | None = None
     return open_image(ImageReference(layout.path, tag or _UNTAGGED), manifest=descriptor.digest)
 
 
-def image_blobs(image: Image, contents: FileContents | None = None) -> Iterator[Digest]:
-    """Every blob that an open image reaches; some more than once.
+def image_blobs(image: Image, contents: FileContents) -> Iterator[Digest]:
+    """Every blob that an open image reaches; some more than once, and none that nothing but its visible files uses.
 
     Args:
         image: the image.
-        contents: what its visible files refer to. What they use, and nothing else does, may then be missing.
+        contents: what its visible files use.
 
     Raises:
         FormatError: if a layer of the manifest is malformed. (An inode that is refers to nothing.)
@@ -160,11 +138,10 @@ def image_blobs(image: Image, contents: FileContents | None = None) -> Iterator[
     yield image.manifest_digest
     if image.manifest is not None:
         yield from _listed(image.manifest)
-        return
-    known = frozenset[int]() if contents is None else frozenset(contents.inodes)
-    owner = LayerStack(image.rootfs.metadata_layers).owner
     for ref in image.metadata_refs:
         yield ref.digest
+    known = frozenset(contents.inodes)
+    owner = LayerStack(image.rootfs.metadata_layers).owner
     for table in image.rootfs.metadata_layers:
         for ino, kind in table.kinds():
             if kind == Kind.REGULAR and not (ino in known and owner(ino) is table):
@@ -178,23 +155,6 @@ def metadata_blobs(image: Image) -> set[Digest]:
     if image.manifest is not None:
         found |= {image.manifest.config.digest, image.manifest.rootfs().digest}
     return found
-
-
-def _listed_quickly(data: bytes) -> Iterator[Digest] | None:
-    """The digests in an OCI manifest of the form that builders write; ``None`` if it has another.
-
-    As JSON objects, a hundred thousand layers take a second and a hundred megabytes.
-    """
-    found = _HEAD.match(data)
-    if found is None:
-        return None
-    digests = bytearray.fromhex(found[1].decode())
-    while found := _LAYER.match(data, found.end()):
-        digests += bytes.fromhex(found[1].decode())
-        if found[2] == b"]":
-            is_whole = data[found.end() :] == _TAIL
-            return (Digest(bytes(digests[at : at + 32])) for at in range(0, len(digests), 32)) if is_whole else None
-    return None
 
 
 def _listed(manifest: Manifest) -> Iterator[Digest]:

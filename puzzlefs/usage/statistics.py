@@ -17,6 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -30,12 +31,11 @@ from puzzlefs.usage.content import BlobNumbers, BlobSet, FileContents
 from puzzlefs.usage.reach import (
     Entry,
     entries_of,
-    image_blobs,
-    manifest_blobs,
+    is_puzzlefs,
     manifests_below,
     metadata_blobs,
-    names_a_rootfs,
     open_manifest,
+    reached_by,
 )
 
 MAX_COMPARED: Final = 256
@@ -67,7 +67,7 @@ class EntryStatistics:
             told.
         exclusive_linked_bytes: those of these whose files have further names, outside of ``blobs/sha256``: removing
             them gives nothing back to the disk.
-        missing_blobs: how many of the blobs are not there.
+        missing_blobs: how many blobs are not there, but for hidden chunks, which nobody needs.
         problem: why it could not be read; else ``None``.
     """
 
@@ -144,36 +144,43 @@ def layout_statistics(layout: Path | str, *, progress: Callable[[int, int], None
 
 
 @dataclass(slots=True)
-class _Found:
-    """What an entry or a manifest leads to.
+class _Contents:
+    """What is in an image, or in all images to which an entry leads.
 
     Attributes:
-        blobs: the numbers of all blobs; there are many, so they are kept small.
-        used: those of the chunks that visible files use.
-        metadata: those of blobs that are no chunks.
-        version: ``None`` where it is none of our images, or cannot be read.
-        problem: why that is so.
+        used: the numbers of the chunks that visible files use; there are many, so they are kept small.
+        metadata: those of the blobs that are no chunks.
+        version: ``None`` where there is none of our images, or it cannot be read.
+        problem: why it cannot.
     """
 
-    blobs: array[int]
     used: array[int] = field(default_factory=lambda: array("I"))
-    metadata: set[int] = field(default_factory=set)
+    metadata: frozenset[int] = frozenset()
     version: int | None = None
     inodes: int = 0
     apparent: int = 0
     problem: str | None = None
 
 
-def _together(parts: Sequence[_Found], indexes: set[int]) -> _Found:
-    """What the manifests of one entry lead to."""
-    return _Found(
-        blobs=array("I", indexes.union(*(part.blobs for part in parts))),
-        used=array("I", set[int]().union(*(part.used for part in parts))),
-        metadata=set[int]().union(*(part.metadata for part in parts)),
-        version=next((part.version for part in parts if part.version is not None), None),
-        inodes=sum(part.inodes for part in parts),
-        apparent=sum(part.apparent for part in parts),
-        problem=next((part.problem for part in parts if part.problem is not None), None),
+@dataclass(slots=True)
+class _Found:
+    """What an entry leads to: the numbers of all blobs that it reaches, and what is in its images."""
+
+    blobs: array[int]
+    contents: _Contents
+
+
+def _together(images: Sequence[_Contents]) -> _Contents:
+    """What is in several images; a chunk that two of them use is one."""
+    if len(images) == 1:
+        return images[0]
+    return _Contents(
+        used=array("I", set[int]().union(*(image.used for image in images))),
+        metadata=frozenset[int]().union(*(image.metadata for image in images)),
+        version=next((image.version for image in images if image.version is not None), None),
+        inodes=sum(image.inodes for image in images),
+        apparent=sum(image.apparent for image in images),
+        problem=next((image.problem for image in images if image.problem is not None), None),
     )
 
 
@@ -187,7 +194,8 @@ class _Survey:
         self._linked: set[int] = set()
         self._list_blobs()
         self._present = len(self._numbers)  # numbers from here on are of blobs that are missing
-        self._images: dict[Digest, _Found] = {}
+        self._images: dict[Digest, _Contents] = {}
+        self._entries: dict[Digest, _Found] = {}
         self._used = BlobSet(self._numbers)
         self._content = array("Q")  # of chunks, by number: how far the file that goes furthest reaches
         self._masks: list[int] = [0] * self._present
@@ -229,34 +237,37 @@ class _Survey:
         return self._report(entries, found, added)
 
     def _reached(self, entry: Entry) -> _Found:
-        manifests, indexes = manifests_below(self._layout, entry.descriptor)
-        parts: list[_Found] = []
-        for manifest in manifests:
-            if manifest.digest not in self._images:
-                self._images[manifest.digest] = self._read(manifest, entry.tag)
-            parts.append(self._images[manifest.digest])
-        return parts[0] if len(parts) == 1 and not indexes else _together(parts, self._numbers.numbers(indexes))
-
-    def _read(self, descriptor: Descriptor, tag: str | None) -> _Found:
-        """What a manifest leads to, and, if it is that of one of our images, what is in it.
+        """What an entry leads to.
 
         Raises:
-            PuzzlefsError: if it cannot be told what it leads to.
+            PuzzlefsError: if that cannot be told.
         """
+        descriptor = entry.descriptor
+        if descriptor.digest not in self._entries:
+            blobs = BlobSet(self._numbers)
+            blobs.add(reached_by(self._layout, descriptor, islice(self._numbers, self._present)))
+            images: list[_Contents] = []
+            for manifest in manifests_below(self._layout, descriptor):
+                if manifest.digest not in self._images:
+                    self._images[manifest.digest] = self._read(manifest, entry.tag)
+                images.append(self._images[manifest.digest])
+            self._entries[descriptor.digest] = _Found(array("I", blobs), _together(images))
+        return self._entries[descriptor.digest]
+
+    def _read(self, descriptor: Descriptor, tag: str | None) -> _Contents:
+        """What is in the image whose manifest this is, if it is one of ours."""
         try:
+            if not is_puzzlefs(self._layout, descriptor):
+                return _Contents()
             with open_manifest(self._layout, descriptor, tag) as image:
                 return self._look_into(image)
         except PuzzlefsError as error:
-            blobs = self._numbers.numbers(manifest_blobs(self._layout, descriptor))
-            is_ours = names_a_rootfs(self._layout, descriptor)
-            return _Found(array("I", blobs), problem=str(error) if is_ours else None)
+            return _Contents(problem=str(error))
 
-    def _look_into(self, image: Image) -> _Found:
+    def _look_into(self, image: Image) -> _Contents:
         numbers = self._numbers
         contents = FileContents(image, numbers)
         used = BlobSet(numbers, contents.used())
-        blobs = BlobSet(numbers, used)
-        blobs.add(image_blobs(image, contents))
         known = self._content
         known.extend(_ZEROS * (len(numbers) - len(known)))
         for number in used:
@@ -264,10 +275,9 @@ class _Survey:
             if size > known[number]:
                 known[number] = min(size, _MAX_NUMBER)
         self._used.mark(used)
-        return _Found(
-            blobs=array("I", blobs),
+        return _Contents(
             used=array("I", used),
-            metadata={number for number in numbers.numbers(metadata_blobs(image)) if number not in used},
+            metadata=frozenset(number for number in numbers.numbers(metadata_blobs(image)) if number not in used),
             version=image.version,
             inodes=image.tree.totals().inodes,
             apparent=sum(contents.sizes),
@@ -301,7 +311,7 @@ class _Survey:
         unreached = [number for number in range(self._present) if not self._masks[number]]
         unique_bytes, chunk_bytes = sum(self._content), self._sum(self._used)
         apparent_bytes = sum(image.apparent for image in images)
-        metadata = set[int]().union(*(image.metadata for image in images))
+        metadata = frozenset[int]().union(*(image.metadata for image in images))
         exclusive = self._exclusive(len(entries)) if is_complete else None
         return LayoutStatistics(
             layout=str(self._layout.path),
@@ -327,8 +337,11 @@ class _Survey:
     def _entry(
         self, entry: Entry, result: _Found | str, added: int, exclusive: tuple[int, int] | None
     ) -> EntryStatistics:
-        here = _Found(array("I"), problem=result) if isinstance(result, str) else result
+        if isinstance(result, str):
+            result = _Found(array("I"), _Contents(problem=result))
+        here = result.contents
         is_image = here.version is not None
+        needed = here.metadata.union(here.used) if is_image else result.blobs
         return EntryStatistics(
             tag=entry.tag,
             manifest=entry.descriptor.digest.oci,
@@ -338,11 +351,11 @@ class _Survey:
             unique_bytes=sum(self._content[number] for number in here.used) if is_image else None,
             chunk_bytes=self._sum(here.used) if is_image else None,
             metadata_bytes=self._sum(here.metadata) if is_image else None,
-            stored_bytes=self._sum(here.blobs),
+            stored_bytes=self._sum(result.blobs),
             added_bytes=added,
             exclusive_bytes=None if exclusive is None else exclusive[0],
             exclusive_linked_bytes=None if exclusive is None else exclusive[1],
-            missing_blobs=sum(1 for number in here.blobs if number >= self._present),
+            missing_blobs=sum(1 for number in needed if number >= self._present),
             problem=here.problem,
         )
 

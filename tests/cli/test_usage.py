@@ -58,7 +58,7 @@ def on_a_terminal(*words: str | Path) -> str:
 @pytest.fixture
 def forge(tmp_path: Path) -> Forge:
     """Two images, of which the second has one chunk more."""
-    forge = Forge(tmp_path / "images", 2)
+    forge = Forge(tmp_path / "images")
     names = {b"big": 2, b"odd\n\xff": 3}
     lower = [f.directory(1, names), f.directory(2, {b"file": 4}), f.directory(3, {b"more": 5})]
     shared, own = forge.chunk(DATA), forge.chunk(b"text" * 500, compressed=True)
@@ -86,7 +86,7 @@ def all_keys(value: Any) -> set[str]:
 def test_inspect_for_people(forge: Forge) -> None:
     shown = text("inspect", forge.reference("b"))
     for line in (
-        r"format version +2",
+        r"format version +3",
         r"inodes +5: 3 directories, 2 regular files",
         r"timestamps +kept",
         r"content +27\.0 KiB apparent, 27\.0 KiB unique \(1\.00× deduplicated\), 25\.0 KiB stored",
