@@ -11,16 +11,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import gc
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from puzzlefs_cli.arguments import HelpFormatter
+from puzzlefs_cli.counting import count_bar
 from puzzlefs_cli.exit_codes import ExitCode
 from puzzlefs_cli.history import readable
 from puzzlefs_cli.usage_text import aligned, bytes_or_unknown, times
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
         check_plot(args.plot)
     gc.disable()  # all that is made here dies with the process
-    with _bar(not args.quiet) as progress:
+    with count_bar("looking around", not args.quiet) as progress:
         report = layout_statistics(args.layout, progress=progress)
     if args.plot is not None:
         plot_layout(report, args.plot)
@@ -88,27 +88,6 @@ def run(args: argparse.Namespace) -> int:
     for entry in problems:
         print(f"puzzlefs: {_name(entry)}: {entry.problem}", file=sys.stderr)
     return ExitCode.BAD_IMAGE if problems else ExitCode.OK
-
-
-@contextlib.contextmanager
-def _bar(wanted: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar that counts images, where stderr is a terminal."""
-    if not wanted or not sys.stderr.isatty():
-        yield None
-        return
-
-    from rich import progress as bars  # noqa: PLC0415  only a terminal needs it, and it takes a while to load
-    from rich.console import Console  # noqa: PLC0415
-
-    columns = (
-        bars.TextColumn("looking into images"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total, refresh=True)
 
 
 # ---- for people
