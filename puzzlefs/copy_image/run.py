@@ -217,13 +217,18 @@ class _Copy:
         for referrer in referrers:
             tag = referrer.annotation(media_types.REF_NAME)
             if tag is not None:
-                index = index.with_tag(tag, referrer)
+                index = _with_tag(index, tag, referrer)
             elif referrer not in index.manifests:
                 index = replace(index, manifests=(*index.manifests, referrer))
         for tag, entry in self._entries:
-            if index.find(tag) != replace(entry, annotations={**(entry.annotations or {}), media_types.REF_NAME: tag}):
-                index = index.with_tag(tag, entry)
+            index = _with_tag(index, tag, entry)
         return index
+
+
+def _with_tag(index: Index, tag: str, entry: Descriptor) -> Index:
+    """The index with the tag, which stays where it is if it points there already."""
+    annotations = {**(entry.annotations or {}), media_types.REF_NAME: tag}
+    return index if index.find(tag) == replace(entry, annotations=annotations) else index.with_tag(tag, entry)
 
 
 def refuse_other_kind(source: Layout, target: Path) -> None:
