@@ -145,6 +145,8 @@ class MemberReader:
             if not block or block == ZERO_BLOCK:
                 if records or long_name or long_target:
                     raise FormatError("an extended header has no member behind it")
+                if not self._archive.position:
+                    raise FormatError("it is empty", hint="a tar archive is expected")
                 if not block:
                     self.ignored["missing end of the archive"] += 1
                 return None

@@ -372,7 +372,7 @@ class _Export:
     def _named(self, error: PuzzlefsError, path: bytes) -> PuzzlefsError:
         """The error, saying which file cannot be exported."""
         if not error.message.startswith("cannot export"):
-            where = shown(join(self.top, path.removeprefix(b"./")))
+            where = shown(join(self.top, path.removeprefix(b"./")).rstrip(b"/") or b"/")
             error.message = f"cannot export {where} of {self.image.reference}: {error.message}"
         error.hint = error.hint or "the archive is incomplete"
         return error

@@ -1,6 +1,6 @@
 """What is in the files of archives → ONE stream of bytes, in the order of the image.
 
-Holes are known from the archive and are not read.
+Holes are known from the archive, and from the temporary file that it is kept in, and are not read.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ def feed(
         done = 0
         archive, extents = content_of(file.ino)
         for extent in extents:
-            cutter.zeros(extent.offset - done)
-            _append(archive, extent.position, extent.length, cutter)
-            done = extent.offset + extent.length
+            shift = extent.offset - extent.position
+            for position, length in archive.data_in(extent.position, extent.length):
+                cutter.zeros(position + shift - done)
+                _append(archive, position, length, cutter)
+                done = position + shift + length
         cutter.zeros(file.size - done)
         if has_borders:
             cutter.border()

@@ -11,19 +11,24 @@ For one thread.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self, cast
 
 from puzzlefs.builder.scan import identity_of
 from puzzlefs.errors import FormatError, SourceError, StorageError
+from puzzlefs.tar.records import Segment
 from puzzlefs.tar.uncompress import LONGEST_MAGIC, ByteStream, Uncompressed, compression_of
 
 _WINDOW: Final = 1 << 20
+_WORTH_LOOKING: Final = 4 * _WINDOW
+"""Bytes of the smallest file in which holes are looked for."""
 _LOOK: Final = 64 << 10
 """Bytes that are read at a time where most of them may be passed over."""
 
@@ -177,6 +182,27 @@ class Archive:
         except OSError as error:
             raise SourceError(f"cannot read {self.name}: {error.strerror}") from error
 
+    def data_in(self, position: int, length: int) -> Iterator[Segment]:
+        """Where, in ``length`` bytes from ``position`` on, there may be anything but zeros: beginnings and lengths.
+
+        Raises as ``readinto_at``.
+        """
+        if length < _WORTH_LOOKING:
+            yield position, length
+            return
+        start, stop = self._place(position), self._place(position) + length
+        while start < stop:
+            try:
+                data = os.lseek(self._fd, start, os.SEEK_DATA)
+                end = min(os.lseek(self._fd, data, os.SEEK_HOLE), stop)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # no data up to the end
+                    return
+                data, end = start, stop  # it knows of no holes
+            if data < stop:
+                yield position + data - self._place(position), end - data
+            start = max(end, data)
+
     def check_unchanged(self) -> None:
         """Make sure that an archive that is read where it is has not been written to meanwhile.
 
@@ -249,7 +275,7 @@ class Archive:
         data = self._buffer[:count]
         place = self.position
         try:
-            if data == _ZEROS[:count]:
+            if _ZEROS.startswith(data):
                 os.ftruncate(self._fd, place + count)  # a hole
                 return
             while data:
@@ -266,4 +292,4 @@ class Archive:
         return SourceError(f"{self.name} changed while it was read", hint="import a file that nobody writes to")
 
 
-_ZEROS: Final = memoryview(bytes(_WINDOW))
+_ZEROS: Final = bytes(_WINDOW)

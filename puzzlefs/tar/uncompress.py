@@ -71,7 +71,8 @@ class _Zstd:
 
     def __init__(self) -> None:
         self._decoder = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW).decompressobj()
-        self._input = self._pending = b""
+        self._input = b""
+        self._pending = memoryview(b"")
 
     @property
     def eof(self) -> bool:
@@ -85,16 +86,17 @@ class _Zstd:
         self._input += data
         pending = self._pending
         while not pending and self._input and not self._decoder.eof:
-            pending = self._decoder.decompress(self._input[:_ZSTD_STEP])
+            pending = memoryview(self._decoder.decompress(self._input[:_ZSTD_STEP]))
             self._input = self._input[_ZSTD_STEP:]
         self._pending = pending[max_length:]
-        return pending[:max_length]
+        return bytes(pending[:max_length])
 
 
 _KINDS: Final[tuple[tuple[bytes, str, Callable[[], _Decoder]], ...]] = (
     (b"\x1f\x8b", "gzip", _Gzip),
     (b"\xfd7zXZ\0", "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MAX_XZ_MEMORY)),
     (b"\x28\xb5\x2f\xfd", "zstd", _Zstd),
+    *((bytes([0x50 + number]) + b"\x2a\x4d\x18", "zstd", _Zstd) for number in range(16)),  # frames to be skipped
     (b"BZh", "bzip2", bz2.BZ2Decompressor),
 )
 

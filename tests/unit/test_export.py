@@ -203,7 +203,7 @@ class TestKinds:
         assert hashlib.sha256(data).hexdigest() == PINNED
 
 
-PINNED = ""
+PINNED = "298ee4cdb27de1001fe9e59aa1d9295ea779c38f1005a625c91111c8c90798ca"
 
 
 class TestHoles:
