@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from puzzlefs.errors import InvalidArgumentError
@@ -18,6 +18,7 @@ from puzzlefs_cli.quoting import shell_escape
 from puzzlefs_cli.usage_text import write_bytes
 
 if TYPE_CHECKING:
+    from puzzlefs.builder import Progress
     from puzzlefs.diff import Difference, DiffReport, EntryState
 
 _EPILOG = """\
@@ -59,7 +60,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "words", nargs="+", metavar="A B [PATH]", help="two images or directories, and what to compare of them"
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--stat", action="store_true", help="only say how much differs, and what B needs that A has not")
+    form.add_argument(
+        "--stat", action="store_true", help="only how much differs, and what image B needs that image A has not"
+    )
     form.add_argument("--name-only", action="store_true", help="only the paths")
     form.add_argument(
         "--name-status", action="store_true", help="paths as git prints them: A, D, M, T (another type) or R, and a tab"
@@ -96,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from puzzlefs.diff import diff  # noqa: PLC0415  imported when it is needed: starting must be quick
 
     gc.disable()  # all that is made here dies with the process
-    with progress_of(args) as progress:
+    with progress_of(args) as show:
         report = diff(
             old,
             new,
@@ -105,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             renames=not args.no_renames,
             stat=args.stat,
             cross_mounts=args.cross_mounts,
-            progress=progress,
+            progress=None if show is None else _progress(show),
         )
     if not args.quiet:
         for place in report.mount_points:
@@ -120,6 +123,12 @@ def run(args: argparse.Namespace) -> int:
         for difference in report.differences:
             print(line(difference))
     return ExitCode.OK if report.is_same else ExitCode.DIFFERENT
+
+
+def _progress(show: Callable[[Progress], None]) -> Callable[[int, int], None]:
+    from puzzlefs.builder import Progress  # noqa: PLC0415  only who looks at it has to wait for it
+
+    return lambda entries, bytes_read: show(Progress("scan", entries, bytes_read, 0))
 
 
 def line(difference: Difference) -> str:

@@ -12,23 +12,23 @@ from puzzlefs.model import RegularFile
 from puzzlefs.wire import chunk_digests
 
 
-def needed_by(new: Image, old: Image | None, files: Iterable[int] | None = None) -> Needed:
+def needed_by(new: Image, old: Image, files: Iterable[int] | None = None) -> Needed:
     """What ``new`` needs beyond what ``old`` has, hidden inodes of lower metadata layers included.
 
     Args:
         new: the image that needs it.
-        old: the image that is there; ``None``: nothing is.
+        old: the image that is there.
         files: the inodes of those of its files that count, and nothing but them; all, and the metadata, if not given.
 
     Raises:
         FormatError: if a file is malformed.
         StorageError: if the host cannot tell the size of a blob.
     """
-    here = set() if old is None else _chunks(old)
+    here = _chunks(old)
     metadata: set[Digest] = set()
     if files is None:
         wanted = _chunks(new)
-        metadata = _metadata(new) - (set() if old is None else _metadata(old)) - here
+        metadata = _metadata(new) - _metadata(old) - here
     else:
         wanted = set()
         for ino in files:

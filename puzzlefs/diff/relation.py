@@ -31,6 +31,8 @@ class Relation:
         self._likenesses: dict[tuple[int, int], Likeness] = {}
         shared = _count_shared(old, new)
         tables = (self._stacks[0].layers, self._stacks[1].layers)
+        (largest, scattered), (other_largest, other_scattered) = map(_largest_and_rest, tables)
+        self._largest, self._scattered = (largest, other_largest), (scattered, other_scattered)
         self.shared_layers = shared
         self._related = [
             one
@@ -69,6 +71,10 @@ class Relation:
         if self._is_simple:
             (one,), (other,) = (stack.layers for stack in self._stacks)
             return self._likeness(one, other).unlike(numbers, others)
+        if all(
+            scattered.isdisjoint(asked) for scattered, asked in zip(self._scattered, (numbers, others), strict=True)
+        ):
+            return self._likeness(*self._largest).unlike(numbers, others)
         groups: dict[tuple[int, int], tuple[Likeness, list[int]]] = {}
         for position, (ino, other_ino) in enumerate(zip(numbers, others, strict=True)):
             if self.shared_layers and ino == other_ino and ino not in self._mentioned:
@@ -89,6 +95,12 @@ class Relation:
         if key not in self._likenesses:
             self._likenesses[key] = Likeness(one, other)
         return self._likenesses[key]
+
+
+def _largest_and_rest(layers: Sequence[InodeTable]) -> tuple[InodeTable, set[int]]:
+    """The largest layer, and the inodes that any other mentions: the largest says what all others are."""
+    largest = max(layers, key=len)
+    return largest, {ino for layer in layers if layer is not largest for ino, _ in layer.kinds()}
 
 
 def _count_shared(old: Image, new: Image) -> int:

@@ -157,7 +157,7 @@ class DiffReport:
             comes behind it.
         entries: how many entries were compared; those of shared metadata layers that need no look are not among them.
         bytes_read: bytes of content that were read to compare, of both trees.
-        needed: what the second image needs, if that was asked for.
+        needed: what the second image needs, if that was asked for, and both are images.
         mount_points: paths of directories of the host on which something else is mounted, and which count as empty.
     """
 

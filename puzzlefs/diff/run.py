@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from puzzlefs.builder import Progress
 from puzzlefs.diff.content import ContentReader
-from puzzlefs.diff.host_side import HostSide
 from puzzlefs.diff.image_side import ImageSide
 from puzzlefs.diff.needed import needed_by
 from puzzlefs.diff.relation import Relation
 from puzzlefs.diff.renames import Renames, told
-from puzzlefs.diff.report import ASPECTS, Aspect, Difference, DiffReport, EntryState, Needed, Status, Way
+from puzzlefs.diff.report import ASPECTS, Aspect, Difference, DiffReport, EntryState, Status, Way
 from puzzlefs.diff.side import Hints, Side
 from puzzlefs.diff.walk import Found, Half, Walk
 from puzzlefs.errors import InvalidArgumentError, PathNotFoundError
@@ -25,6 +23,9 @@ from puzzlefs.image import Image, open_image
 from puzzlefs.model import Kind
 from puzzlefs.oci import ImageReference
 from puzzlefs.vfs.paths import shown
+
+if TYPE_CHECKING:
+    from puzzlefs.diff.host_side import HostSide
 
 DIRECTORY_PREFIX: Final = "dir:"
 """What a name begins with that means a directory of the host."""
@@ -46,7 +47,7 @@ def diff(
     renames: bool = True,
     stat: bool = False,
     cross_mounts: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DiffReport:
     """How two trees differ.
 
@@ -56,10 +57,10 @@ def diff(
         path: compare only what is there in both, and below it. Symbolic links on the way are followed inside each tree.
         ignore: in what entries may differ (``Difference.aspects``), all but ``type``.
         renames: whether to find out what was renamed; else it is removed here and added there.
-        stat: whether to tell what the second image needs that the first has not.
+        stat: whether to tell what the second image needs that the first has not, if both are images.
         cross_mounts: whether to look into directories of the host on which something else is mounted; else they count
             as empty, as for ``build``.
-        progress: called now and then.
+        progress: told now and then how many entries have been compared, and how many bytes of content were read.
 
     Raises:
         NotFoundError: if one of the two is missing, or neither has ``path``, or a blob is missing that has to be read.
@@ -77,29 +78,25 @@ def diff(
     path = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else path
     with contextlib.ExitStack() as stack:
         one, other = _open(old, stack), _open(new, stack)
-        if stat and not isinstance(other, Image):
-            raise InvalidArgumentError("only an image needs chunks", hint="give an image as the second of the two")
         names = _name(old), _name(new)
-        how = _How(path, ignored, renames, progress or (lambda _: None))
-        base = one if isinstance(one, Image) else None
-
-        def needed(files: Iterable[int]) -> Needed | None:
-            if not stat or not isinstance(other, Image):
-                return None
-            return needed_by(other, base, files if _components(path) else None)
-
-        if isinstance(one, Image):
-            if isinstance(other, Image):
+        how = _How(path, ignored, renames, progress or (lambda _entries, _bytes: None))
+        match one, other:
+            case Image(), Image():
                 relation = Relation(one, other)
                 sides = ImageSide(one, relation.is_one_inode), ImageSide(other, relation.is_one_inode)
-                return _compare(names, *sides, relation, how, needed)
-            host = stack.enter_context(HostSide(other, cross_mounts=cross_mounts))
-            return _compare(names, ImageSide(one), host, None, how, None)
-        host = stack.enter_context(HostSide(one, cross_mounts=cross_mounts))
-        if isinstance(other, Image):
-            return _compare(names, host, ImageSide(other), None, how, needed)
-        other_host = stack.enter_context(HostSide(other, cross_mounts=cross_mounts))
-        return _compare(names, host, other_host, None, how, None)
+                report, files = _compare(names, *sides, relation, how)
+                if stat:
+                    report = replace(report, needed=needed_by(other, one, files if _components(path) else None))
+                return report
+            case Image(), Path():
+                return _compare(names, ImageSide(one), _host(other, cross_mounts, stack), None, how)[0]
+            case Path(), Image():
+                return _compare(names, _host(one, cross_mounts, stack), ImageSide(other), None, how)[0]
+            case Path(), Path():
+                hosts = _host(one, cross_mounts, stack), _host(other, cross_mounts, stack)
+                return _compare(names, *hosts, None, how)[0]
+            case _:
+                raise AssertionError("what is opened is an image or a directory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ class _How:
     path: bytes
     ignored: frozenset[Aspect]
     renames: bool
-    progress: Callable[[Progress], None]
+    progress: Callable[[int, int], None]
 
 
 def _compare(
@@ -116,15 +113,11 @@ def _compare(
     new: Side[B],
     hints: Hints[A, B] | None,
     how: _How,
-    needed: Callable[[Iterable[B]], Needed | None] | None,
-) -> DiffReport:
-    """Compare two trees, and tell what came out."""
-    entries = 0
+) -> tuple[DiffReport, list[B]]:
+    """Compare two trees; what came out, and the files of the second that differ, or may."""
 
-    def tell(count: int | None = None) -> None:
-        nonlocal entries
-        entries = entries if count is None else count
-        how.progress(Progress("scan", entries, content.bytes_read, 0))
+    def tell() -> None:
+        how.progress(walk.entries, content.bytes_read)
 
     content = ContentReader(tell)
     walk = Walk(old, new, hints, content, how.ignored, tell)
@@ -140,15 +133,23 @@ def _compare(
     result = list(told(found))
     differences = tuple(_difference(walk, entry) for entry in result if _is_told(entry))
     files = [entry.new.node for entry in result if entry.new is not None and entry.new.kind is Kind.REGULAR]
-    return DiffReport(
+    report = DiffReport(
         old=names[0],
         new=names[1],
         differences=differences,
         entries=walk.entries,
         bytes_read=content.bytes_read,
-        needed=None if needed is None else needed(files),
+        needed=None,
         mount_points=(*old.mount_points, *new.mount_points),
     )
+    return report, files
+
+
+def _host(path: Path, cross_mounts: bool, stack: contextlib.ExitStack) -> HostSide:
+    # Two images do without the rooms of the builder, which take as long to load as a tenth of all the rest.
+    from puzzlefs.diff.host_side import HostSide  # noqa: PLC0415
+
+    return stack.enter_context(HostSide(path, cross_mounts=cross_mounts))
 
 
 def _open(source: Source, stack: contextlib.ExitStack) -> Image | Path:

@@ -78,7 +78,7 @@ class Walk(Generic[A, B]):
         hints: Hints[A, B] | None,
         content: ContentReader,
         ignored: Collection[Aspect],
-        told: Callable[[int], None],
+        told: Callable[[], None],
     ) -> None:
         """A comparison.
 
@@ -88,7 +88,7 @@ class Walk(Generic[A, B]):
             hints: what is known of both beforehand.
             content: compares files.
             ignored: in what they may differ.
-            told: called now and then with the number of entries so far.
+            told: called now and then.
         """
         self.old = old
         self.new = new
@@ -188,7 +188,7 @@ class Walk(Generic[A, B]):
         """The entries of two directories that differ, may be linked, or are directories in both."""
         pairs = self._merged(old, new)
         self.entries += len(pairs)
-        self._told(self.entries)
+        self._told()
         suspects = self._suspects([(one, other) for one, other in pairs if one is not None and other is not None])
         position = -1
         for one, other in pairs:

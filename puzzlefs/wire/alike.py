@@ -188,7 +188,8 @@ class _Reader(QuickLook):
     def only_chunk(self, at: int) -> bytes:
         """Of a file with one chunk that is laid out as encoders do, the bytes that say which; else nothing.
 
-        They are the words of length, offset and compression, and the digest.
+        They are the words of length, offset and compression, and, at the end, the digest. Encoders of two kinds give
+        different bytes for one chunk.
         """
         words = self.words
         end = self._end
@@ -206,10 +207,12 @@ class _Reader(QuickLook):
         place = words[start + 5]
         if words[start] != _ONE_CHUNK_TAG or words[start + 2] != _BLOB_REF or place & _POINTER_MASK != _DIGEST:
             return b""
+        data = self._data
+        if place == _DIGEST:  # it comes next
+            return bytes(data[start + 1 << 3 : start + _ONE_CHUNK_WORDS + _DIGEST_WORDS << 3])
         digest = start + _ONE_CHUNK_WORDS + (place >> 2 & OFFSET_MASK)
         if digest + _DIGEST_WORDS > end:
             return b""
-        data = self._data
         return b"".join((data[start + 1 << 3 : start + 5 << 3], data[digest << 3 : digest + _DIGEST_WORDS << 3]))
 
     def extras(self, at: int, kind: int) -> tuple[bytes, list[tuple[bytes, bytes]]]:

@@ -393,8 +393,6 @@ def test_arguments(tmp_path: Path, forge: Forge) -> None:
         diff("dir:", image)
     with pytest.raises(InvalidArgumentError, match="'size' is nothing that can be ignored"):
         diff(image, image, ignore=["size"])  # type: ignore[list-item]
-    with pytest.raises(InvalidArgumentError, match="only an image needs chunks"):
-        diff(image, f"dir:{tmp_path}", stat=True)
     with open_image(image) as opened:
         assert diff(opened, opened).is_same
         assert opened.verity_digest()  # it is still open
@@ -436,12 +434,11 @@ def test_what_the_second_needs(forge: Forge) -> None:
     assert (nothing.chunks, nothing.metadata_bytes) == (0, 0)
 
 
-def test_what_a_directory_has_not(forge: Forge, tmp_path: Path) -> None:
+def test_directories_have_no_chunks(forge: Forge, tmp_path: Path) -> None:
     image = forge.image([f.directory(1, {b"a": 2}), f.regular(2, forge.chunk(DATA))])
     (tmp_path / "empty").mkdir()
-    needed = diff(tmp_path / "empty", image, stat=True).needed
-    assert needed is not None
-    assert (needed.chunks, needed.stored_bytes) == (1, len(DATA))
+    assert diff(tmp_path / "empty", image, stat=True).needed is None
+    assert diff(image, tmp_path / "empty", stat=True).needed is None
 
 
 # ---- images of the original implementation
