@@ -71,9 +71,8 @@ class Relation:
         if self._is_simple:
             (one,), (other,) = (stack.layers for stack in self._stacks)
             return self._likeness(one, other).unlike(numbers, others)
-        if all(
-            scattered.isdisjoint(asked) for scattered, asked in zip(self._scattered, (numbers, others), strict=True)
-        ):
+        scattered, other_scattered = self._scattered
+        if not self.shared_layers and scattered.isdisjoint(numbers) and other_scattered.isdisjoint(others):
             return self._likeness(*self._largest).unlike(numbers, others)
         groups: dict[tuple[int, int], tuple[Likeness, list[int]]] = {}
         for position, (ino, other_ino) in enumerate(zip(numbers, others, strict=True)):
