@@ -61,7 +61,7 @@ class _UnusualError(LookupError):
 
 
 class Likeness:
-    """Compares inodes of two tables. For one thread."""
+    """Compares inodes of two tables, which are sorted by number: else a lookup finds one of several. For one thread."""
 
     def __init__(self, one: InodeTable, other: InodeTable) -> None:
         """For inodes of ``one`` and of ``other``; of tables that are not read from a message, all are unlike."""

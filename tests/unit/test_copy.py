@@ -17,6 +17,7 @@ from support.forge import Forge
 
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.builder import build
+from puzzlefs.collect import collect_garbage
 from puzzlefs.copy_image import copy_all, copy_image, run
 from puzzlefs.copy_image.run import parse_target
 from puzzlefs.delta import build_from_tree
@@ -31,7 +32,7 @@ from puzzlefs.errors import (
 )
 from puzzlefs.image import open_image
 from puzzlefs.oci import media_types
-from puzzlefs.tags import tags
+from puzzlefs.tags import tags, untag
 from puzzlefs_cli.main import main
 
 pytestmark = pytest.mark.unit
@@ -242,6 +243,32 @@ def test_it_goes_on_where_it_ended(tmp_path: Path, target: Path, forge: Forge, m
     assert report.skipped_blobs == 20
     assert report.new_blobs == report.blobs - 20
     assert shown(f"{target}:t") == shown(source)
+
+
+def test_garbage_is_collected_meanwhile(forge: Forge, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there already, and named by nothing, is relied on from the moment on that it is found."""
+    source = example(forge)
+    copy_image(source, target)
+    untag(f"{target}:t")
+    garbage = Path(target, "blobs", "sha256", Digest.of(b"garbage").hex())
+    garbage.write_bytes(b"garbage")
+    newer = example(forge, "t", b"more", b"and more")
+    real = BlobWriter.put_from
+    removed: list[int] = []
+
+    def put_from(self: BlobWriter, layout: Layout, digest: Digest) -> int:
+        size = real(self, layout, digest)
+        removed.append(collect_garbage(target, grace=0).removed_blobs)
+        return size
+
+    monkeypatch.setattr(run, "_BATCH_BLOBS", 1)
+    monkeypatch.setattr(BlobWriter, "put_from", put_from)
+    report = copy_image(newer, target, workers=1)
+    assert report.skipped_blobs > 0
+    assert sum(removed) > 0
+    assert not garbage.exists()
+    assert shown(f"{target}:t") == shown(newer)
+    assert len(blobs_of(target)) == report.blobs
 
 
 @pytest.mark.crash
