@@ -145,8 +145,9 @@ class Layout:
             OSError: if the host cannot open it.
         """
         try:
+            name = digest.hex()  # no Path is made for a message that is hardly ever needed
             return open_regular(
-                digest.hex(), f"blob {self.blob_path(digest)}", dir_fd=self._blobs_fd, follow_symlinks=False
+                name, f"blob {self.path}/blobs/sha256/{name}", dir_fd=self._blobs_fd, follow_symlinks=False
             )
         except FileNotFoundError as error:
             raise BlobNotFoundError(digest.hex(), str(self.blob_path(digest))) from error

@@ -15,6 +15,7 @@ of every archive, which people may have signed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from puzzlefs.tar.records import BLOCK_SIZE, RECORD_SIZE
@@ -150,8 +151,20 @@ def _ustar(
     target: bytes,
     device: tuple[int, int],
 ) -> bytes:
-    fields = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (mode, uid, gid, size, mtime)
-    front = name[:_NAME_SIZE].ljust(_NAME_SIZE, b"\0") + fields
+    front = name[:_NAME_SIZE].ljust(_NAME_SIZE, b"\0") + b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (
+        mode,
+        uid,
+        gid,
+        size,
+        mtime,
+    )
+    back, back_sum = _back(kind, prefix, target, device)
+    return b"%b%06o\0 %b" % (front, sum(front) + 8 * 0x20 + back_sum, back)
+
+
+@lru_cache(maxsize=256)
+def _back(kind: bytes, prefix: bytes, target: bytes, device: tuple[int, int]) -> tuple[bytes, int]:
+    """A header from the type flag on, which most members have in common, and the sum of its bytes."""
     back = b"%b%bustar\x0000%64b%07o\0%07o\0%b%12b" % (
         kind,
         target[:_NAME_SIZE].ljust(_NAME_SIZE, b"\0"),
@@ -160,8 +173,7 @@ def _ustar(
         prefix.ljust(_PREFIX_SIZE, b"\0"),
         _NO_OWNER_NAMES[:12],
     )
-    checksum = sum(front) + sum(back) + 8 * 0x20
-    return b"%b%06o\0 %b" % (front, checksum, back)
+    return back, sum(back)
 
 
 _NO_OWNER_NAMES: Final = bytes(64)
