@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import stat
 import subprocess
 import tarfile
@@ -374,6 +375,28 @@ def test_a_terminal_is_refused(tmp_path: Path) -> None:
             os.close(follower)
         assert done.returncode == 2
         assert message in done.stderr.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_import_that_is_interrupted_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_bytes(os.urandom(3_000_000))
+    expected = build(source, f"{tmp_path}/images:x")
+    data = exported(f"{tmp_path}/images:x")
+    before = sorted(path.relative_to(tmp_path) for path in (tmp_path / "images").rglob("*"))
+    with subprocess.Popen(
+        [*PUZZLEFS, "import", f"{tmp_path}/images:y"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(data[:2_500_000])
+        process.stdin.flush()  # more than the pipe holds: it is reading
+        process.send_signal(number)
+        assert process.wait(60) == 130
+        assert b"interrupted" in process.stderr.read()
+    assert sorted(path.relative_to(tmp_path) for path in (tmp_path / "images").rglob("*")) == before
+    assert imported(data, f"{tmp_path}/images:y").digest == expected.digest
 
 
 def test_what_is_exported_is_what_is_extracted(tmp_path: Path) -> None:
