@@ -39,46 +39,69 @@ def words(
     others = len(before) + len(after)
     expected = " ".join([*before, "IMAGE", *after])
     if len(given) not in (others + 1, others + 2):
-        problem = "too few" if len(given) < others + 1 else "too many"
-        raise InvalidArgumentError(
-            f"{problem} arguments: {expected} expected", hint="IMAGE is OCI_DIR:TAG, or the two words OCI_DIR TAG"
-        )
+        raise too_few(expected) if len(given) < others + 1 else too_many(expected)
     stop = len(given) - len(after)
     image = given[len(before) : stop]
     reference = parse_reference(image[0]) if len(image) == 1 else make_reference(image[0], image[1])
     return list(given[: len(before)]), reference, list(given[stop:])
 
 
-def image_and_paths(given: Sequence[str], *, default: str | None = None) -> tuple[ImageReference, list[str]]:
-    """Divide the words of a verb that looks into an image: the image, in one word or two, then paths inside of it.
+def take_image(given: Sequence[str], expected: str) -> tuple[ImageReference, list[str]]:
+    """The image with which words begin that do not say by their number whether it is one of them or two; the others.
 
     The first word is the whole image if it can be read as ``OCI_DIR:TAG``; unless it is itself a directory and that
     ``OCI_DIR`` is none. Else the second word is the tag.
 
     Args:
         given: the words as typed.
-        default: the path that is meant where there is none; ``None`` if there has to be one.
+        expected: what they should be, for messages.
 
     Raises:
         InvalidArgumentError: if there are too few words, or the image is not one.
     """
-    expected = "IMAGE PATH" if default is None else "IMAGE"
     try:
         reference = parse_reference(given[0]) if given else None
     except InvalidArgumentError:
         if len(given) < 2:
             raise
         reference = None
-    if reference is not None and Path(given[0]).is_dir() and not reference.layout.is_dir():
-        reference = None
-    paths = list(given[1:])
-    if reference is None and len(given) >= 2:
-        reference = make_reference(given[0], given[1])
-        paths = list(given[2:])
-    if reference is None or (not paths and default is None):
-        raise InvalidArgumentError(
-            f"too few arguments: {expected} expected", hint="IMAGE is OCI_DIR:TAG, or the two words OCI_DIR TAG"
-        )
+    if reference is not None and not (Path(given[0]).is_dir() and not reference.layout.is_dir()):
+        return reference, list(given[1:])
+    if len(given) < 2:
+        raise too_few(expected)
+    return make_reference(given[0], given[1]), list(given[2:])
+
+
+def too_few(expected: str) -> InvalidArgumentError:
+    """The error of a command line that ends before everything is said that is ``expected``."""
+    return _miscounted("few", expected)
+
+
+def too_many(expected: str) -> InvalidArgumentError:
+    """The error of a command line that goes on when everything is said that is ``expected``."""
+    return _miscounted("many", expected)
+
+
+def _miscounted(how: str, expected: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"too {how} arguments: {expected} expected", hint="an image is OCI_DIR:TAG, or the two words OCI_DIR TAG"
+    )
+
+
+def image_and_paths(given: Sequence[str], *, default: str | None = None) -> tuple[ImageReference, list[str]]:
+    """Divide the words of a verb that looks into an image: the image, in one word or two, then paths inside of it.
+
+    Args:
+        given: the words as typed.
+        default: the path that is meant where there is none; ``None`` if there has to be one.
+
+    Raises:
+        InvalidArgumentError: as ``take_image``.
+    """
+    expected = "IMAGE PATH" if default is None else "IMAGE"
+    reference, paths = take_image(given, expected)
+    if not paths and default is None:
+        raise too_few(expected)
     return reference, paths or [default or ""]
 
 

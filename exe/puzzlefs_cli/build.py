@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
-import signal
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from puzzlefs.errors import InvalidArgumentError
-from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, size, words
+from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
 from puzzlefs_cli.build_report import print_report, remark
-from puzzlefs_cli.progress import add_progress_options, progress_of
+from puzzlefs_cli.options import add_check_existing_option, add_chunker_option, add_storage_options, storage_options
+from puzzlefs_cli.progress import add_progress_options, begin_work, progress_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,34 +66,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "-c", "--compression", action="store_true", help="compress chunks with zstd where that makes them smaller"
     )
-    storing = parser.add_argument_group(
-        "how a compressed image is stored",
+    add_storage_options(
+        parser,
         "Images share chunks only if they were built with the same of these. Format versions 1 and 2 have other "
         "defaults: those of the original implementation.",
-    )
-    storing.add_argument(
-        "--compression-level",
-        type=int,
-        metavar="N",
-        help="zstd level, 1 (quick) to 22 (small) (default: 5)",
-    )
-    storing.add_argument(
-        "--chunk-size",
-        type=size,
-        metavar="SIZE",
-        help="average bytes of a chunk: 16K to 512K, a power of two; small chunks share more between versions, large "
-        "ones compress better and need less metadata (default: 128K)",
-    )
-    storing.add_argument(
-        "--cut-at-files",
-        type=size,
-        metavar="SIZE",
-        help="files of at least so many bytes have chunks of their own, 4K or more; 0: no files (default: 48K)",
-    )
-    storing.add_argument(
-        "--compress-metadata",
-        action="store_true",
-        help="compress the metadata, too; other implementations of the format cannot read such an image",
     )
     parser.add_argument(
         "--format-version",
@@ -103,12 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the format to write; 3, the default, is a valid OCI image, 1 and 2 are for older readers; a layer has "
         "that of the image below",
     )
-    parser.add_argument(
-        "--chunker",
-        choices=("fastcdc2020", "ronomon"),
-        default="fastcdc2020",
-        help="how files are cut into chunks; images share chunks only if it was the same (default: fastcdc2020)",
-    )
+    add_chunker_option(parser)
     parser.add_argument(
         "--timestamps",
         choices=("none", "keep", "clamp"),
@@ -120,11 +90,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="include what is mounted below ROOTFS; otherwise mount points become empty directories",
     )
-    parser.add_argument(
-        "--check-existing",
-        action="store_true",
-        help="read and check blobs that the OCI directory holds already, and replace damaged ones",
-    )
+    add_check_existing_option(parser)
     caching = parser.add_mutually_exclusive_group()
     caching.add_argument(
         "--cache",
@@ -164,18 +130,8 @@ def run(args: argparse.Namespace) -> int:
 
         logging.basicConfig(level=logging.DEBUG, format="puzzlefs: %(message)s")
 
-    from puzzlefs.builder import StorageOptions  # noqa: PLC0415  imported when it is needed: starting must be quick
-
-    # All objects that are made die with the process: looking for garbage among them finds nothing.
-    gc.disable()
-    # A build that is told to end removes what it did not finish, as it does on Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
-    storage = StorageOptions(
-        level=args.compression_level,
-        chunk_size=args.chunk_size,
-        cut_at_files=args.cut_at_files,
-        compress_metadata=args.compress_metadata,
-    )
+    begin_work()
+    storage = storage_options(args)
     with progress_of(args) as progress:
         if args.base_layer:
             report = _build_layer(args, before, reference, storage, clamp_ns, progress)
@@ -232,30 +188,18 @@ def _build_layer(
                 f"{base.reference} is of format version {base.version}, and so are layers on top of it",
                 hint="leave out --format-version, or convert the image first: puzzlefs convert",
             )
-        compression = True if args.compression else None
         if args.upper:
-            return build_from_upper(
-                args.upper,
-                base,
-                reference.tag,
-                compression=compression,
-                storage=storage,
-                chunker=args.chunker,
-                timestamps=args.timestamps,
-                clamp_ns=clamp_ns,
-                check_existing=args.check_existing,
-                progress=progress,
-            )
-        return build_from_tree(
-            rootfs[0],
+            build_on_top = partial(build_from_upper, args.upper)
+        else:
+            build_on_top = partial(build_from_tree, rootfs[0], cross_mounts=args.cross_mounts)
+        return build_on_top(
             base,
             reference.tag,
-            compression=compression,
+            compression=True if args.compression else None,
             storage=storage,
             chunker=args.chunker,
             timestamps=args.timestamps,
             clamp_ns=clamp_ns,
-            cross_mounts=args.cross_mounts,
             check_existing=args.check_existing,
             progress=progress,
         )
@@ -285,7 +229,3 @@ def source_date_epoch() -> int:
             f"SOURCE_DATE_EPOCH is {text!r}", hint="it must be a whole number of seconds since 1970"
         )
     return int(text) * _NS
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

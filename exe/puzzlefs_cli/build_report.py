@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from puzzlefs.builder import BuildReport
+    from puzzlefs.canonicalize import CanonicalReport
+    from puzzlefs.convert import ConvertReport
     from puzzlefs.digest import VerityDigest
+    from puzzlefs.tar import ImportReport
 
 
 def print_digest(digest: VerityDigest) -> None:
@@ -21,6 +25,15 @@ def print_report(report: BuildReport, *, as_json: bool) -> None:
     """The digest of what was built, or all of the report as one JSON object."""
     if as_json:
         print(json.dumps(_as_json(report)))
+    else:
+        print_digest(report.digest)
+
+
+def print_made(report: CanonicalReport | ConvertReport | ImportReport, *, as_json: bool) -> None:
+    """The digest of what was made, or all of the report as one JSON object."""
+    if as_json:
+        seconds = round(report.seconds, 3)
+        print(json.dumps({**dataclasses.asdict(report), "digest": str(report.digest), "seconds": seconds}))
     else:
         print_digest(report.digest)
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import gc
-import json
-import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import FrameType
 
-from puzzlefs.errors import InvalidArgumentError
-from puzzlefs.oci import ImageReference, make_reference, parse_reference
-from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, size
-from puzzlefs_cli.build_report import print_digest
-from puzzlefs_cli.progress import add_progress_options, progress_of
+from puzzlefs.oci import ImageReference
+from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, take_image, too_many
+from puzzlefs_cli.build_report import print_made
+from puzzlefs_cli.options import add_chunker_option, add_digest_option, add_storage_options, storage_options
+from puzzlefs_cli.progress import add_progress_options, begin_work, progress_of
 
 _EPILOG = """\
 The result is the image that `puzzlefs build` makes of the extracted tree, with the same digest, but nothing is
@@ -29,6 +23,8 @@ say so if it was not built with the defaults.
 example:
   puzzlefs canonicalize images:debian debian-flat
 """
+
+_WORDS = "IMAGE [NEWTAG]"
 
 _MANY = 64
 """Chunks from which on it is no accident that most of them are new."""
@@ -48,31 +44,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "words", nargs="+", metavar="IMAGE [NEWTAG]", help=f"{IMAGE_HELP}; then the result's tag, if it is another one"
     )
-    parser.add_argument("-d", "--digest", metavar="HEX", help="refuse any image but the one with this digest")
+    add_digest_option(parser)
     parser.add_argument(
         "-c",
         "--compression",
         action=argparse.BooleanOptionalAction,
         help="whether chunks are compressed (default: as in the image)",
     )
-    storing = parser.add_argument_group(
-        "how a compressed image is stored",
+    add_storage_options(
+        parser,
         "The same options as for build, to be given if the image was built with them.",
+        level="that of the image's chunks",
+        compress_metadata="as in the image",
     )
-    storing.add_argument(
-        "--compression-level", type=int, metavar="N", help="zstd level (default: that of the image's chunks)"
-    )
-    storing.add_argument("--chunk-size", type=size, metavar="SIZE", help="average bytes of a chunk")
-    storing.add_argument("--cut-at-files", type=size, metavar="SIZE", help="which files have chunks of their own")
-    storing.add_argument(
-        "--compress-metadata", action="store_true", help="compress the metadata, too (default: as in the image)"
-    )
-    parser.add_argument(
-        "--chunker",
-        choices=("fastcdc2020", "ronomon"),
-        default="fastcdc2020",
-        help="how files are cut into chunks (default: fastcdc2020)",
-    )
+    add_chunker_option(parser)
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
     add_progress_options(parser, remarks=False)
     parser.set_defaults(run=run)
@@ -82,22 +67,15 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     reference, tag = image_and_tag(args.words)
 
-    from puzzlefs.builder import StorageOptions  # noqa: PLC0415  imported when it is needed: starting must be quick
-    from puzzlefs.canonicalize import canonicalize  # noqa: PLC0415
+    from puzzlefs.canonicalize import canonicalize  # noqa: PLC0415  imported when it is needed: starting must be quick
 
-    gc.disable()  # as for build: the objects that are made die with the process
-    signal.signal(signal.SIGTERM, _interrupt)
+    begin_work()
     with progress_of(args) as progress:
         report = canonicalize(
             reference,
             tag,
             compression=args.compression,
-            storage=StorageOptions(
-                level=args.compression_level,
-                chunk_size=args.chunk_size,
-                cut_at_files=args.cut_at_files,
-                compress_metadata=args.compress_metadata,
-            ),
+            storage=storage_options(args),
             chunker=args.chunker,
             digest=args.digest,
             progress=progress,
@@ -108,37 +86,17 @@ def run(args: argparse.Namespace) -> int:
             "--cut-at-files or --chunker, say the same here",
             file=sys.stderr,
         )
-    if args.json:
-        seconds = round(report.seconds, 3)
-        print(json.dumps({**dataclasses.asdict(report), "digest": str(report.digest), "seconds": seconds}))
-    else:
-        print_digest(report.digest)
+    print_made(report, as_json=args.json)
     return 0
 
 
 def image_and_tag(given: Sequence[str]) -> tuple[ImageReference, str | None]:
     """What ``IMAGE [NEWTAG]`` says, where ``IMAGE`` is one word or two.
 
-    Two words are an image and a tag, unless the first names a directory.
-
     Raises:
         InvalidArgumentError: if there are too many words, or they name no image.
     """
-    match given:
-        case [image]:
-            return parse_reference(image), None
-        case [image, tag] if ":" in image and not Path(image).is_dir():
-            return parse_reference(image), tag
-        case [layout, tag]:
-            return make_reference(layout, tag), None
-        case [layout, tag, new_tag]:
-            return make_reference(layout, tag), new_tag
-        case _:
-            raise InvalidArgumentError(
-                "too many arguments: IMAGE [NEWTAG] expected",
-                hint="IMAGE is OCI_DIR:TAG, or the two words OCI_DIR TAG",
-            )
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    reference, others = take_image(given, _WORDS)
+    if len(others) > 1:
+        raise too_many(_WORDS)
+    return reference, others[0] if others else None

@@ -10,7 +10,8 @@ from typing import Final
 
 from puzzlefs.errors import PuzzlefsError
 from puzzlefs_cli.arguments import HelpFormatter
-from puzzlefs_cli.looking import IMAGE_AND_PATHS_HELP, add_image_options, opened
+from puzzlefs_cli.looking import IMAGE_AND_PATHS_HELP, opened
+from puzzlefs_cli.options import add_image_options
 
 _EPILOG: Final = """\
 Symbolic links are followed, inside the image only. Every byte is verified before it is written, a piece at a time;

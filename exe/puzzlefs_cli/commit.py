@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import signal
-from types import FrameType
 
-from puzzlefs_cli.arguments import HelpFormatter, size
+from puzzlefs_cli.arguments import HelpFormatter
 from puzzlefs_cli.build_report import print_report, remark
-from puzzlefs_cli.progress import add_progress_options, progress_of
+from puzzlefs_cli.options import add_storage_options, storage_options
+from puzzlefs_cli.progress import add_progress_options, begin_work, progress_of
 
 _EPILOG = """\
 The new image is a metadata layer on top of the image that is mounted, also if its tag points elsewhere by now, in the
@@ -42,13 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action=argparse.BooleanOptionalAction,
         help="whether new chunks are compressed (default: if those of the image are)",
     )
-    storing = parser.add_argument_group("how it is stored", "As for build.")
-    storing.add_argument("--compression-level", type=int, metavar="N", help="zstd level (default: 5)")
-    storing.add_argument("--chunk-size", type=size, metavar="SIZE", help="average bytes of a chunk (default: 128K)")
-    storing.add_argument(
-        "--cut-at-files", type=size, metavar="SIZE", help="which files have chunks of their own (default: 48K)"
-    )
-    storing.add_argument("--compress-metadata", action="store_true", help="compress the metadata, too")
+    add_storage_options(parser, "The same options as for build.")
     parser.add_argument(
         "--timestamps",
         choices=("none", "keep"),
@@ -61,22 +53,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
-    from puzzlefs.builder import StorageOptions  # noqa: PLC0415  imported when it is needed: starting must be quick
-    from puzzlefs.mount.committing import commit  # noqa: PLC0415
+    from puzzlefs.mount.committing import commit  # noqa: PLC0415  imported when it is needed: starting must be quick
 
-    gc.disable()  # as for build: the objects that are made die with the process
-    signal.signal(signal.SIGTERM, _interrupt)
+    begin_work()
     with progress_of(args) as progress:
         report = commit(
             args.mountpoint,
             args.tag,
             compression=args.compression,
-            storage=StorageOptions(
-                level=args.compression_level,
-                chunk_size=args.chunk_size,
-                cut_at_files=args.cut_at_files,
-                compress_metadata=args.compress_metadata,
-            ),
+            storage=storage_options(args),
             timestamps=args.timestamps,
             progress=progress,
         )
@@ -84,7 +69,3 @@ def run(args: argparse.Namespace) -> int:
         remark(report, timestamps=args.timestamps)
     print_report(report, as_json=args.json)
     return 0
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

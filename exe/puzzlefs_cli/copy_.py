@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import json
-import signal
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
 from puzzlefs_cli.counting import count_bar
 from puzzlefs_cli.history import readable
+from puzzlefs_cli.options import add_digest_option
+from puzzlefs_cli.progress import begin_work
 
 if TYPE_CHECKING:
     from puzzlefs.copy_image import CopyReport
@@ -49,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("words", nargs="+", metavar="IMAGE DEST", help=f"{IMAGE_HELP}; then where to copy it")
     parser.add_argument("-a", "--all", action="store_true", help="copy every tag of an OCI directory")
-    parser.add_argument("-d", "--digest", metavar="HEX", help="refuse any image but the one with this digest")
+    add_digest_option(parser)
     parser.add_argument(
         "--check-existing",
         action="store_true",
@@ -67,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     from puzzlefs.copy_image import copy_all, copy_image  # noqa: PLC0415  imported when needed: starting must be quick
 
-    gc.disable()  # the objects that are made die with the process
-    signal.signal(signal.SIGTERM, _interrupt)
+    begin_work()
     with count_bar("copying", not args.quiet, in_bytes=True) as progress:
         if args.all:
             report = copy_all(*args.words, check_existing=args.check_existing, progress=progress)
@@ -90,7 +88,3 @@ def line(report: CopyReport) -> str:
     how = ", ".join(f"{readable(size)} {way}" for way, size in ways.items() if size) or "nothing had to be copied"
     images = report.images[0] if len(report.images) == 1 else f"{len(report.images)} images"
     return f"{images}: {report.new_blobs} of {report.blobs} blobs are new: {how}"
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -22,6 +22,7 @@ from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter
 from puzzlefs_cli.exit_codes import ExitCode
 from puzzlefs_cli.history import readable
 from puzzlefs_cli.looking import opened, whole_number
+from puzzlefs_cli.options import add_image_options
 from puzzlefs_cli.usage_text import UNKNOWN, bytes_or_unknown, name_for_stdout, write_bytes
 
 if TYPE_CHECKING:
@@ -63,14 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("-b", "--bytes", action="store_true", help="exact numbers and nothing else, tabs between them")
     parser.add_argument("-0", "--null", action="store_true", help="as -b, with a NUL at the end of each line")
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object")
-    parser.add_argument("--digest", metavar="HEX", help="refuse any image but the one with this digest")
-    parser.add_argument(
-        "--verity",
-        choices=("auto", "kernel", "user"),
-        default="auto",
-        help="who checks what lies below the digest: the kernel's fs-verity, puzzlefs itself, or (auto, the default) "
-        "the kernel where a file has fs-verity enabled",
-    )
+    add_image_options(parser, short=False)
     parser.set_defaults(run=run)
 
 

@@ -10,21 +10,19 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
-import gc
 import io
 import json
 import os
 import secrets
-import signal
 import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 from puzzlefs.errors import InvalidArgumentError, StorageError
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, image_and_paths
-from puzzlefs_cli.progress import add_progress_options, progress_of
+from puzzlefs_cli.options import add_image_options
+from puzzlefs_cli.progress import add_progress_options, begin_work, progress_of
 
 _EPILOG = """\
 The archive is in the pax format, which GNU tar, bsdtar and others read: with extended attributes, ACLs and capabilities
@@ -61,14 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="where to, instead of stdout; it appears when it is whole"
     )
-    parser.add_argument("-d", "--digest", metavar="HEX", help="refuse any image but the one with this digest")
-    parser.add_argument(
-        "--verity",
-        choices=("auto", "kernel", "user"),
-        default="auto",
-        help="who checks what lies below the digest: the kernel's fs-verity, puzzlefs itself, or (auto, the default) "
-        "the kernel where a file has fs-verity enabled",
-    )
+    add_image_options(parser)
     parser.add_argument(
         "--json", action="store_true", help="print a report as one JSON object, on stderr if stdout is the archive's"
     )
@@ -91,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from puzzlefs.image import open_image  # noqa: PLC0415
     from puzzlefs.tar import export_tar  # noqa: PLC0415
 
-    gc.disable()  # as for build: the objects that are made die with the process
-    signal.signal(signal.SIGTERM, _interrupt)
+    begin_work()
     with (
         open_image(reference, digest=args.digest, verity=args.verity) as image,
         progress_of(args) as show,
@@ -140,7 +130,3 @@ def _output(name: str | None) -> Iterator[io.FileIO]:
         raise
     except OSError as error:
         raise StorageError(f"cannot write {name}: {error.strerror or error}") from error
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -8,6 +8,7 @@ import json
 import sys
 
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
+from puzzlefs_cli.options import add_image_options
 
 _EPILOG = """\
 Everything is restored: contents, holes, owners, modes, times, hard links, devices, extended attributes. Without root,
@@ -29,14 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         usage="puzzlefs extract [-d HEX] [--verity MODE] [--json] IMAGE DIR",
     )
     parser.add_argument("words", nargs="+", metavar="IMAGE DIR", help=f"{IMAGE_HELP}; then an empty or new directory")
-    parser.add_argument("-d", "--digest", metavar="HEX", help="refuse any image but the one with this digest")
-    parser.add_argument(
-        "--verity",
-        choices=("auto", "kernel", "user"),
-        default="auto",
-        help="who checks what lies below the digest: the kernel's fs-verity, puzzlefs itself, or (auto, the default) "
-        "the kernel where a file has fs-verity enabled",
-    )
+    add_image_options(parser)
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object")
     parser.set_defaults(run=run)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from puzzlefs.errors import InvalidArgumentError
@@ -18,6 +15,7 @@ from puzzlefs_cli.arguments import HelpFormatter
 from puzzlefs_cli.counting import count_bar
 from puzzlefs_cli.exit_codes import ExitCode
 from puzzlefs_cli.history import readable
+from puzzlefs_cli.progress import begin_work
 from puzzlefs_cli.quoting import shell_escape
 
 if TYPE_CHECKING:
@@ -91,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
     from puzzlefs.fsck import fsck  # noqa: PLC0415  imported when it is needed: starting must be quick
 
-    gc.disable()  # as for build: the objects that are made die with the process
-    signal.signal(signal.SIGTERM, _interrupt)
+    begin_work()
     with count_bar("checking", not args.quiet, in_bytes=True) as progress:
         report = fsck(
             target, quick=args.quick, repair=args.repair, sources=args.sources, trees=args.trees, progress=progress
@@ -222,7 +219,3 @@ def as_json(report: FsckReport) -> dict[str, object]:
         "repaired": [{"digest": digest, "source": source} for digest, source in report.repaired],
         "seconds": round(report.seconds, 3),
     }
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

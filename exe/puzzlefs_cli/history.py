@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
+from puzzlefs_cli.options import add_image_options
 
 if TYPE_CHECKING:
     from puzzlefs.history import HistoryReport
@@ -38,14 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         usage="puzzlefs history [-d HEX] [--verity MODE] [--json] IMAGE",
     )
     parser.add_argument("words", nargs="+", metavar="IMAGE", help=IMAGE_HELP)
-    parser.add_argument("-d", "--digest", metavar="HEX", help="refuse any image but the one with this digest")
-    parser.add_argument(
-        "--verity",
-        choices=("auto", "kernel", "user"),
-        default="auto",
-        help="who checks what lies below the digest: the kernel's fs-verity, puzzlefs itself, or (auto, the default) "
-        "the kernel where a file has fs-verity enabled",
-    )
+    add_image_options(parser)
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object, with exact numbers")
     parser.set_defaults(run=run)
 

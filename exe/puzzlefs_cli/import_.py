@@ -8,18 +8,14 @@ that says what was left out or is odd about the archive, and how often.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import gc
-import json
-import signal
 import sys
-from types import FrameType
 
 from puzzlefs.errors import InvalidArgumentError
-from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, size, words
+from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
 from puzzlefs_cli.build import source_date_epoch
-from puzzlefs_cli.build_report import print_digest
-from puzzlefs_cli.progress import add_progress_options, progress_of
+from puzzlefs_cli.build_report import print_made
+from puzzlefs_cli.options import add_check_existing_option, add_chunker_option, add_storage_options, storage_options
+from puzzlefs_cli.progress import add_progress_options, begin_work, progress_of
 
 _EPILOG = """\
 The image is the one that `puzzlefs build` makes of the unpacked tree (tar -x --numeric-owner --xattrs), with the same
@@ -67,22 +63,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "-c", "--compression", action="store_true", help="compress chunks with zstd where that makes them smaller"
     )
-    storing = parser.add_argument_group("how a compressed image is stored", "The same options as for build.")
-    storing.add_argument("--compression-level", type=int, metavar="N", help="zstd level (default: 5)")
-    storing.add_argument("--chunk-size", type=size, metavar="SIZE", help="average bytes of a chunk (default: 128K)")
-    storing.add_argument(
-        "--cut-at-files", type=size, metavar="SIZE", help="which files have chunks of their own (default: 48K)"
-    )
-    storing.add_argument("--compress-metadata", action="store_true", help="compress the metadata, too")
+    add_storage_options(parser, "The same options as for build.")
     parser.add_argument(
         "--format-version", type=int, choices=(1, 2, 3), default=3, help="the format to write (default: 3)"
     )
-    parser.add_argument(
-        "--chunker",
-        choices=("fastcdc2020", "ronomon"),
-        default="fastcdc2020",
-        help="how files are cut into chunks; images share chunks only if it was the same (default: fastcdc2020)",
-    )
+    add_chunker_option(parser)
     parser.add_argument(
         "--timestamps",
         choices=("none", "keep", "clamp"),
@@ -90,11 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="modification times: none (the default: everything shows 1970), keep, or clamp (keep, but none later "
         "than the SOURCE_DATE_EPOCH of the environment, in seconds)",
     )
-    parser.add_argument(
-        "--check-existing",
-        action="store_true",
-        help="read and check blobs that the OCI directory holds already, and replace damaged ones",
-    )
+    add_check_existing_option(parser)
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
     add_progress_options(parser, remarks=True)
     parser.set_defaults(run=run)
@@ -111,11 +92,9 @@ def run(args: argparse.Namespace) -> int:
         )
     clamp_ns = source_date_epoch() if args.timestamps == "clamp" else None
 
-    from puzzlefs.builder import StorageOptions  # noqa: PLC0415  imported when it is needed: starting must be quick
-    from puzzlefs.tar import import_tar  # noqa: PLC0415
+    from puzzlefs.tar import import_tar  # noqa: PLC0415  imported when it is needed: starting must be quick
 
-    gc.disable()  # as for build: the objects that are made die with the process
-    signal.signal(signal.SIGTERM, _interrupt)
+    begin_work()
     with progress_of(args) as progress:
         report = import_tar(
             args.file or sys.stdin.buffer,
@@ -123,12 +102,7 @@ def run(args: argparse.Namespace) -> int:
             whiteouts=args.whiteouts,
             format_version=args.format_version,
             compression=args.compression,
-            storage=StorageOptions(
-                level=args.compression_level,
-                chunk_size=args.chunk_size,
-                cut_at_files=args.cut_at_files,
-                compress_metadata=args.compress_metadata,
-            ),
+            storage=storage_options(args),
             chunker=args.chunker,
             timestamps=args.timestamps,
             clamp_ns=clamp_ns,
@@ -138,13 +112,5 @@ def run(args: argparse.Namespace) -> int:
     if report.ignored and not args.quiet:
         what = ", ".join(f"{what} ({count})" for what, count in sorted(report.ignored.items()))
         print(f"puzzlefs: ignored in the archive: {what}", file=sys.stderr)
-    if args.json:
-        seconds = round(report.seconds, 3)
-        print(json.dumps({**dataclasses.asdict(report), "digest": str(report.digest), "seconds": seconds}))
-    else:
-        print_digest(report.digest)
+    print_made(report, as_json=args.json)
     return 0
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
 from puzzlefs_cli.history import readable
-from puzzlefs_cli.looking import add_image_options
+from puzzlefs_cli.options import add_image_options
 from puzzlefs_cli.usage_text import aligned, times
 
 if TYPE_CHECKING:

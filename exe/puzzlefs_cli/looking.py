@@ -90,18 +90,6 @@ class Look:
             return None
 
 
-def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that opens an image."""
-    parser.add_argument("-d", "--digest", metavar="HEX", help="refuse any image but the one with this digest")
-    parser.add_argument(
-        "--verity",
-        choices=("auto", "kernel", "user"),
-        default="auto",
-        help="who checks what lies below the digest: the kernel's fs-verity, puzzlefs itself, or (auto, the default) "
-        "the kernel where a file has fs-verity enabled",
-    )
-
-
 def whole_number(text: str) -> int:
     """A number of an option.
 

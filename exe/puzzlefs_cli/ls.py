@@ -22,12 +22,12 @@ from puzzlefs_cli.looking import (
     IMAGE_AND_PATHS_HELP,
     JSON_KEYS,
     Look,
-    add_image_options,
     opened,
     print_json,
     record,
 )
 from puzzlefs_cli.ls_format import LongFormat, Row, columns, total
+from puzzlefs_cli.options import add_image_options
 from puzzlefs_cli.quoting import shell_escape, width
 
 _EPILOG: Final = f"""\

@@ -14,6 +14,7 @@ from puzzlefs.oci import ImageReference
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
 from puzzlefs_cli.daemon import in_background
 from puzzlefs_cli.mount_log import LEVELS, level_from, log_in_background, log_to_stderr
+from puzzlefs_cli.options import add_serving_options
 
 if TYPE_CHECKING:
     from puzzlefs.mount import ReadinessFifo
@@ -86,26 +87,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "-o", "--options", action="append", default=[], metavar="OPT,OPT…", help="mount options: -o dev,suid"
     )
-    parser.add_argument(
-        "-d",
-        "--digest",
-        metavar="HEX",
-        help="mount only if this is the image's digest, as build printed it: -d 9ac9abc0…dc2f5",
-    )
-    parser.add_argument(
-        "--verity",
-        choices=("auto", "kernel", "user"),
-        default="auto",
-        help="with --digest: who checks what lies below, fs-verity in the kernel, this program, or (auto, the "
-        "default) the kernel where a file has fs-verity enabled: --verity kernel",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("auto", "kernel", "pyfuse3"),
-        default="auto",
-        help="who speaks to the kernel: this program itself (kernel), libfuse (pyfuse3), or (auto, the default) the "
-        "first of them that can do it here: --engine pyfuse3",
-    )
+    add_serving_options(parser, "mount")
     parser.add_argument(
         "--log-file", metavar="FILE", help="in the background, append the log to this file: --log-file mount.log"
     )

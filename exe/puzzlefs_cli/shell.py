@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from puzzlefs.errors import StorageError
 from puzzlefs.oci import ImageReference, make_reference, parse_reference
 from puzzlefs_cli.arguments import HelpFormatter
+from puzzlefs_cli.options import add_serving_options
 
 if TYPE_CHECKING:
     from puzzlefs.image import Image
@@ -56,26 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NEWTAG",
         help="if the command exits with 0, store what it changed as the image NEWTAG: --commit debian-with-jq",
     )
-    parser.add_argument(
-        "-d",
-        "--digest",
-        metavar="HEX",
-        help="run only if this is the image's digest, as build printed it: -d 9ac9abc0…dc2f5",
-    )
-    parser.add_argument(
-        "--verity",
-        choices=("auto", "kernel", "user"),
-        default="auto",
-        help="with --digest: who checks what lies below, fs-verity in the kernel, this program, or (auto, the "
-        "default) the kernel where a file has fs-verity enabled: --verity kernel",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("auto", "kernel", "pyfuse3"),
-        default="auto",
-        help="who speaks to the kernel: this program itself (kernel), libfuse (pyfuse3), or (auto, the default) the "
-        "first of them that can do it here: --engine pyfuse3",
-    )
+    add_serving_options(parser, "run")
     parser.add_argument(
         "--overlay",
         choices=("auto", "kernel", "fuse-overlayfs"),

@@ -19,12 +19,12 @@ from puzzlefs_cli.looking import (
     IMAGE_AND_PATHS_HELP,
     JSON_KEYS,
     Look,
-    add_image_options,
     opened,
     print_json,
     record,
     whole_number,
 )
+from puzzlefs_cli.options import add_image_options
 from puzzlefs_cli.quoting import octal
 
 _EPILOG: Final = f"""\
