@@ -11,6 +11,7 @@ import struct
 from typing import Final
 
 from puzzlefs.errors import FormatError
+from puzzlefs.tar.records import parse_id
 
 ACL_KEYS: Final = {
     b"SCHILY.acl.access": b"system.posix_acl_access",
@@ -35,7 +36,8 @@ _BITS: Final = ((b"r", 4), (b"w", 2), (b"x", 1))
 
 
 def acl_xattr(text: bytes, *, is_default: bool) -> bytes:
-    """The value of the extended attribute; empty if an access ACL says no more than the permission bits do.
+    """The value of the extended attribute; empty if there is to be none, since an access ACL says no more than the
+    permission bits do, or a default one says nothing.
 
     Raises:
         FormatError: if the text is malformed, or names somebody without a number.
@@ -49,12 +51,12 @@ def acl_xattr(text: bytes, *, is_default: bool) -> bytes:
         name = fields[1] if len(fields) > 2 else b""
         tag = _TAGS.get((fields[0], bool(name)))
         number = fields[3] if len(fields) > 3 else name
-        if tag is None or len(fields) < 2 or (name and not number.isdigit()):
+        if tag is None or len(fields) < 2:
             raise FormatError(f"the ACL entry {line[:80]!r} cannot be understood")
         letters = fields[2] if len(fields) > 2 else fields[1]
         permissions = sum(bit for letter, bit in _BITS if letter in letters)
-        entries.append((tag, int(number) if name else _NO_ID, permissions))
-    if len(entries) <= 3 and not is_default:
+        entries.append((tag, parse_id(number) if name else _NO_ID, permissions))
+    if not entries or (len(entries) <= 3 and not is_default):
         return b""
     try:
         return _VERSION + b"".join(_entry.pack(tag, bits, number) for tag, number, bits in sorted(entries))

@@ -409,6 +409,12 @@ class TestMembers:
         for text in (b"user", b"nobody::rwx", b"user:tux:rwx", b"user:1:rwx:99999999999,user::r,group::r,other::r"):
             with pytest.raises(FormatError):
                 acl_xattr(text, is_default=False)
+        with pytest.raises(FormatError, match="is not a user or a group"):
+            acl_xattr(b"user:x:rwx:" + b"9" * 5000, is_default=False)
+
+    def test_an_acl_that_says_nothing_is_none(self, reference: str) -> None:
+        tree = tree_of(reference, pax((b"SCHILY.acl.default", b"")), member(b"d", b"5"))
+        assert tree[b"d"] == {"type": "dir", "permissions": 0o644, "uid": 0, "gid": 0}
 
 
 class TestHoles:
