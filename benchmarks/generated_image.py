@@ -13,7 +13,8 @@ import random
 from collections.abc import Iterator
 
 from puzzlefs.blobs import BlobWriter, Layout
-from puzzlefs.image import StoredChunk, commit_image, dialect_of
+from puzzlefs.image import dialect_of
+from puzzlefs.image_commit import StoredChunk, commit_image
 from puzzlefs.model import BlobRef, Directory, DirEntry, FileChunk, Inode, RegularFile
 from puzzlefs.oci import parse_reference
 from puzzlefs.verity import verity_digest

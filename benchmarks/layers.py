@@ -32,7 +32,8 @@ from typing import Final
 
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.digest import Digest
-from puzzlefs.image import StoredChunk, commit_image, dialect_of
+from puzzlefs.image import dialect_of
+from puzzlefs.image_commit import StoredChunk, commit_image
 from puzzlefs.model import ROOT_INO, BlobRef, Directory, DirEntry, FileChunk, Inode, InodeTable, Kind, RegularFile
 from puzzlefs.verity import verity_digest
 from puzzlefs.vfs import Tree

@@ -1,4 +1,4 @@
-"""An image as a whole: opening one along the chain of trust, and committing one.
+"""An image as a whole: opening one along the chain of trust. (Committing one: ``image_commit``.)
 
 Opening goes down a chain in which each level vouches for the next::
 
@@ -7,29 +7,24 @@ Opening goes down a chain in which each level vouches for the next::
 Without a digest the chain starts at the index: each level is checked by the sha256 that the level above names, so
 corruption is found, but not an image that was replaced as a whole. With a digest the manifest's fs-verity digest must
 equal it. The bytes that are checked are the bytes that are parsed.
-
-Committing goes the other way: blobs first, on disk and under their names; then the index. Nothing here walks the
-inodes.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from puzzlefs.blobs import BlobVerifier, BlobWriter, Layout, LoadBudget, VerifiedBlobs, VerityMode
+from puzzlefs.blobs import BlobVerifier, Layout, LoadBudget, VerifiedBlobs, VerityMode
 from puzzlefs.blobs.host import read_bounded, storage_errors
 from puzzlefs.blobs.layout import MAX_INDEX_SIZE
-from puzzlefs.compression import compress_whole, decompress_chunk
+from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, IntegrityError, InvalidArgumentError, TagNotFoundError
-from puzzlefs.model import ROOT_INO, BlobRef, Inode, InodeTable, Kind, Rootfs
+from puzzlefs.model import ROOT_INO, BlobRef, InodeTable, Kind, Rootfs
 from puzzlefs.oci import (
-    EMPTY_CONFIG_DATA,
     Descriptor,
     Dialect,
     ImageReference,
@@ -40,7 +35,7 @@ from puzzlefs.oci import (
 )
 from puzzlefs.verity import verity_digest
 from puzzlefs.vfs import ReadPlan, Tree
-from puzzlefs.wire import Codec, codec_for, encode_compact_rootfs, encode_on_top, rootfs_version
+from puzzlefs.wire import codec_for, rootfs_version
 
 if TYPE_CHECKING:
     from puzzlefs.image_path import ImagePath
@@ -59,8 +54,6 @@ _MAX_VECTORS_IN_BLOB: Final = 16
 """Vectors at different offsets of one blob could share their bytes; real ones are alone in theirs."""
 MAX_METADATA_RATIO: Final = 100
 """How much smaller compressed metadata can be; real ones shrink to a tenth."""
-_METADATA_LEVEL: Final = 9
-"""The zstd level of compressed metadata: beyond it they take much longer and shrink no more."""
 _FREE_LOAD: Final = 512 << 20
 _LOAD_FACTOR: Final = 8
 """A read of n bytes may load so many bytes of chunks, and this many times n. It takes what it asked for and the rest of
@@ -292,7 +285,7 @@ def find_manifest(layout: Layout, index: Index, reference: ImageReference) -> De
 
 def _is_for_this_machine(descriptor: Descriptor) -> bool:
     wanted = descriptor.extra.get("platform")
-    return isinstance(wanted, Mapping) and wanted.items() >= _platform().items()
+    return isinstance(wanted, Mapping) and wanted.items() >= this_platform().items()
 
 
 def _parse_anchor(digest: VerityDigest | str | None) -> VerityDigest | None:
@@ -337,245 +330,12 @@ def _decompress_metadata(digest: Digest, stored: bytes, limit: int) -> bytes:
         raise FormatError(f"metadata blob {digest.oci}: {error.message}") from error
 
 
-# ---- committing
-
-
-@dataclass(frozen=True, slots=True)
-class StoredChunk:
-    """A chunk as it was stored.
-
-    Attributes:
-        digest: sha256 of the stored bytes.
-        size: stored bytes.
-        compressed: whether they are zstd.
-    """
-
-    digest: Digest
-    size: int
-    compressed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CommittedImage:
-    """What was committed.
-
-    Attributes:
-        version: the format version.
-        verity: the image's digest: the fs-verity digest of its manifest.
-        manifest: sha256 of the manifest, and its bytes.
-        metadata: sha256 and bytes of every other blob that is no chunk.
-    """
-
-    version: int
-    verity: VerityDigest
-    manifest: tuple[Digest, int]
-    metadata: tuple[tuple[Digest, int], ...]
-
-
 def dialect_of(version: int) -> Dialect:
     """The kind of layout that holds images of a format version."""
     return Dialect.OCI if version == DEFAULT_VERSION else Dialect.PUZZLEFS_DEV
 
 
-def commit_image(
-    layout: Layout,
-    tag: str,
-    *,
-    version: int,
-    layers: Sequence[Sequence[Inode]],
-    chunks: Sequence[StoredChunk],
-    verity: Mapping[Digest, VerityDigest],
-    writer: BlobWriter,
-    compact: bool = False,
-    compress_metadata: bool = False,
-) -> CommittedImage:
-    """Store the metadata of an image whose chunks are in ``writer`` already, commit that, and point the tag to it.
-
-    Args:
-        layout: where to.
-        tag: the tag, which moves if it is there.
-        version: the format version.
-        layers: the metadata layers, topmost first.
-        chunks: the chunks of the stream in its order, repeats included.
-        verity: for each distinct stored chunk the fs-verity digest of the stored bytes.
-        writer: the writer that holds the chunks; it is committed.
-        compact: version 3: store once what is equal in the metadata, and list each chunk once, instead of writing the
-            bytes that the original writes.
-        compress_metadata: version 3: store the rootfs blob as zstd if that is smaller, for this program alone.
-
-    Raises:
-        StorageError: if the host fails. The tag is then what it was.
-        FormatError: if something does not fit the format.
-    """
-    codec = codec_for(version)
-    metadata: list[tuple[Digest, int]] = []
-
-    def put(data: bytes) -> Digest:
-        digest = writer.put(data)
-        metadata.append((digest, len(data)))
-        return digest
-
-    if version == DEFAULT_VERSION:
-        if compact:
-            rootfs = encode_compact_rootfs(version, layers, verity)
-            chunks = list(dict.fromkeys(chunks))
-        else:
-            rootfs = codec.encode_rootfs(layers=layers, metadata_refs=(), verity=verity)
-        return commit_rootfs(layout, tag, rootfs, chunks=chunks, writer=writer, compress=compress_metadata)
-    all_verity = dict(verity)
-    refs = [_put_vector(codec, layer, all_verity, put) for layer in layers]
-    manifest = codec.encode_rootfs(layers=(), metadata_refs=refs, verity=all_verity)
-    top = (writer.put(manifest), len(manifest))
-    _commit_tag(layout, tag, version, top, writer)
-    return CommittedImage(version, verity_digest(manifest), top, tuple(metadata))
-
-
-def commit_rootfs(
-    layout: Layout,
-    tag: str,
-    rootfs: bytes,
-    *,
-    chunks: Sequence[StoredChunk],
-    writer: BlobWriter,
-    compress: bool = False,
-) -> CommittedImage:
-    """Store an encoded rootfs blob of version 3 as an image, commit that, and point the tag to it.
-
-    Args:
-        layout: where to.
-        tag: the tag, which moves if it is there.
-        rootfs: the blob.
-        chunks: what the manifest lists; these blobs are in ``writer`` already.
-        writer: it is committed.
-        compress: store the blob as zstd if that is smaller, for this program alone.
-
-    Raises:
-        StorageError: if the host fails. The tag is then what it was.
-    """
-    metadata: list[tuple[Digest, int]] = []
-
-    def put(data: bytes) -> Digest:
-        digest = writer.put(data)
-        metadata.append((digest, len(data)))
-        return digest
-
-    descriptor = _rootfs_descriptor(rootfs, put, compress=compress)
-    put(EMPTY_CONFIG_DATA)
-    manifest = Manifest.of([descriptor, *map(_chunk_descriptor, chunks)]).encode()
-    top = (writer.put(manifest), len(manifest))
-    _commit_tag(layout, tag, DEFAULT_VERSION, top, writer)
-    return CommittedImage(DEFAULT_VERSION, verity_digest(manifest), top, tuple(metadata))
-
-
-def commit_on_top(
-    layout: Layout,
-    tag: str,
-    base: Image,
-    *,
-    inodes: Sequence[Inode],
-    chunks: Sequence[StoredChunk],
-    verity: Mapping[Digest, VerityDigest],
-    writer: BlobWriter,
-) -> CommittedImage:
-    """Store the image that consists of ``base`` and one more metadata layer, and point a tag to it.
-
-    What is in ``base`` is copied without looking into it, and its chunks are not touched.
-
-    Args:
-        layout: where ``base`` is.
-        tag: the tag, which moves if it is there.
-        base: the image below.
-        inodes: the new metadata layer, sorted by number.
-        chunks: the chunks of its stream in its order; they are in ``writer`` already.
-        verity: the fs-verity digests of those.
-        writer: it is committed.
-
-    Raises:
-        StorageError: if the host fails. The tag is then what it was.
-        FormatError: if something does not fit the format.
-        InvalidArgumentError: if ``base`` has as many metadata layers as an image can.
-    """
-    version = base.version
-    codec = codec_for(version)
-    metadata: list[tuple[Digest, int]] = []
-
-    def put(data: bytes) -> Digest:
-        digest = writer.put(data)
-        metadata.append((digest, len(data)))
-        return digest
-
-    if base.manifest is not None:
-        is_compressed = base.manifest.rootfs().media_type == media_types.ROOTFS_ZSTD
-        rootfs = encode_on_top(base.rootfs_data, inodes, verity)
-        descriptor = _rootfs_descriptor(rootfs, put, compress=is_compressed)
-        put(EMPTY_CONFIG_DATA)
-        manifest = Manifest.of([descriptor, *map(_chunk_descriptor, chunks)], base.manifest.chunk_objects()).encode()
-    else:
-        all_verity = {**base.rootfs.verity, **verity}
-        ref = _put_vector(codec, inodes, all_verity, put)
-        manifest = codec.encode_rootfs(layers=(), metadata_refs=(ref, *base.metadata_refs), verity=all_verity)
-    top = (writer.put(manifest), len(manifest))
-    _commit_tag(layout, tag, version, top, writer)
-    return CommittedImage(version, verity_digest(manifest), top, tuple(metadata))
-
-
-def _rootfs_descriptor(rootfs: bytes, put: Callable[[bytes], Digest], *, compress: bool) -> Descriptor:
-    """Store a rootfs blob of version 3, compressed if that is asked for and makes it smaller."""
-    media_type = media_types.ROOTFS
-    if compress:
-        smaller = compress_whole(rootfs, _METADATA_LEVEL)
-        if len(smaller) < len(rootfs) <= MAX_METADATA_RATIO * len(smaller):  # or no reader would take it
-            media_type, rootfs = media_types.ROOTFS_ZSTD, smaller
-    return Descriptor(media_type, put(rootfs), len(rootfs), {media_types.VERITY_ROOT_HASH: verity_digest(rootfs).hex()})
-
-
-def _put_vector(
-    codec: Codec, layer: Sequence[Inode], verity: dict[Digest, VerityDigest], put: Callable[[bytes], Digest]
-) -> BlobRef:
-    """Store a metadata layer of versions 1 and 2, and note its fs-verity digest."""
-    vector = codec.encode_inode_vector(layer)
-    digest = put(vector)
-    verity[digest] = verity_digest(vector)
-    return BlobRef(digest, 0, False)
-
-
-def commit_again(
-    layout: Layout, tag: str, image: CommittedImage, chunks: Iterable[tuple[Digest, int]], writer: BlobWriter
-) -> bool:
-    """Point the tag to an image that was committed before, if the layout still has all of it.
-
-    Args:
-        layout: where to.
-        tag: the tag, which moves if it is there.
-        image: what was committed.
-        chunks: digest and size of each of its stored chunks.
-        writer: a writer that looks whether blobs are there; it is committed.
-
-    Returns:
-        Whether the layout has it; if not, nothing is done.
-
-    Raises:
-        StorageError: as ``commit_image``.
-    """
-    if not writer.adopt_all([image.manifest, *image.metadata, *chunks]):
-        return False
-    _commit_tag(layout, tag, image.version, image.manifest, writer)
-    return True
-
-
-def _commit_tag(layout: Layout, tag: str, version: int, manifest: tuple[Digest, int], writer: BlobWriter) -> None:
-    is_oci = version == DEFAULT_VERSION
-    media_type = media_types.MANIFEST if is_oci else media_types.ROOTFS
-    top = Descriptor(media_type, *manifest, extra={"platform": _platform()} if is_oci else {})
-    writer.commit()
-    layout.update_index(lambda index: index.with_tag(tag, top))
-
-
-def _chunk_descriptor(chunk: StoredChunk) -> Descriptor:
-    media_type = media_types.FILE_DATA_ZSTD if chunk.compressed else media_types.FILE_DATA
-    return Descriptor(media_type, chunk.digest, chunk.size)
-
-
-def _platform() -> dict[str, str]:
+def this_platform() -> dict[str, str]:
+    """This machine, as a descriptor's ``platform`` says it."""
     machine = os.uname().machine
     return {"architecture": _MACHINES.get(machine, machine), "os": "linux"}

@@ -50,7 +50,7 @@ from puzzlefs.builder.storage import Storage
 from puzzlefs.chunking import LARGEST_AVERAGE, ChunkerName
 from puzzlefs.compression.zstd import SEEKABLE_SINCE_VERSION
 from puzzlefs.digest import SHA256_SIZE, Digest, VerityDigest
-from puzzlefs.image import CommittedImage, StoredChunk
+from puzzlefs.image_commit import CommittedImage, StoredChunk
 
 log = logging.getLogger("puzzlefs.builder")
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice, pairwise
 from typing import overload
 
-from puzzlefs.image import StoredChunk
+from puzzlefs.image_commit import StoredChunk
 from puzzlefs.model import BlobRef, FileChunk, RegularFile
 
 

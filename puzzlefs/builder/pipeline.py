@@ -27,7 +27,7 @@ from puzzlefs.builder.storage import Storage
 from puzzlefs.builder.store import ChunkStore, Stored
 from puzzlefs.builder.workers import Buffer, Outcome, ThreadWorkers, Workers
 from puzzlefs.digest import Digest, VerityDigest
-from puzzlefs.image import StoredChunk
+from puzzlefs.image_commit import StoredChunk
 
 BUFFER_SIZE: Final = 2 << 20
 """Bytes of a buffer: enough chunks for a wake-up to cost nothing, few enough for a small tree to keep two

@@ -30,7 +30,7 @@ from puzzlefs.builder.store import ChunkStore, Stored
 from puzzlefs.builder.workers import ENDING, Buffer
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import PuzzlefsError, StorageError
-from puzzlefs.image import StoredChunk
+from puzzlefs.image_commit import StoredChunk
 
 _NUMBER: Final = struct.Struct("=I")
 _COUNTS: Final = struct.Struct("=IIII")  # buffer, chunks, fs-verity digests, written files

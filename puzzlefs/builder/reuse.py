@@ -27,7 +27,7 @@ from puzzlefs.builder.source import printable
 from puzzlefs.chunking import LOOK_AHEAD
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import IntegrityError
-from puzzlefs.image import StoredChunk
+from puzzlefs.image_commit import StoredChunk
 
 _UNKNOWN, _THERE, _MISSING = 0, 1, 2
 

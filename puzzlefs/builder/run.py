@@ -28,7 +28,8 @@ from puzzlefs.builder.workers import worker_count
 from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.errors import InvalidArgumentError
-from puzzlefs.image import DEFAULT_VERSION, CommittedImage, commit_again, commit_image, dialect_of
+from puzzlefs.image import DEFAULT_VERSION, dialect_of
+from puzzlefs.image_commit import CommittedImage, commit_again, commit_image
 from puzzlefs.oci import ImageReference, parse_reference
 
 Timestamps = Literal["none", "keep", "clamp"]

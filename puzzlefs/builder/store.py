@@ -15,7 +15,7 @@ from puzzlefs.blobs import BlobWriter
 from puzzlefs.builder.storage import Storage
 from puzzlefs.compression import compress_chunk
 from puzzlefs.digest import Digest, VerityDigest
-from puzzlefs.image import StoredChunk
+from puzzlefs.image_commit import StoredChunk
 from puzzlefs.verity import verity_digest
 
 

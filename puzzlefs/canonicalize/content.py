@@ -27,7 +27,8 @@ from puzzlefs.canonicalize.renumber import ImageFile
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, InvalidArgumentError, PuzzlefsError
-from puzzlefs.image import Image, StoredChunk
+from puzzlefs.image import Image
+from puzzlefs.image_commit import StoredChunk
 from puzzlefs.lru import WeightedLru
 from puzzlefs.model import FileChunk, RegularFile
 from puzzlefs.verity import verity_digest

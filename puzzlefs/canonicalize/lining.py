@@ -20,7 +20,7 @@ from puzzlefs.builder.pipeline import ChunkPipeline
 from puzzlefs.builder.storage import Storage
 from puzzlefs.builder.workers import Buffer
 from puzzlefs.digest import Digest, VerityDigest
-from puzzlefs.image import StoredChunk
+from puzzlefs.image_commit import StoredChunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import FormatError
-from puzzlefs.image import Image, commit_image, open_image
+from puzzlefs.image import Image, open_image
+from puzzlefs.image_commit import commit_image
 from puzzlefs.oci import ImageReference, make_reference, parse_reference
 
 

@@ -27,7 +27,8 @@ from puzzlefs.compression.framing import has_same_framing, reframed
 from puzzlefs.convert.stack import Key
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import BlobNotFoundError, FormatError, IntegrityError
-from puzzlefs.image import Image, StoredChunk
+from puzzlefs.image import Image
+from puzzlefs.image_commit import StoredChunk
 from puzzlefs.model import Inode, RegularFile
 from puzzlefs.verity import VerityHasher, verity_digest
 

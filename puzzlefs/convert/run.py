@@ -13,16 +13,8 @@ from puzzlefs.convert.chunks import ChunkConverter, ConvertedChunk
 from puzzlefs.convert.stack import Key, encode_stack
 from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import BlobNotFoundError, FormatError, InvalidArgumentError
-from puzzlefs.image import (
-    DEFAULT_VERSION,
-    CommittedImage,
-    Image,
-    commit_again,
-    commit_image,
-    commit_rootfs,
-    dialect_of,
-    open_image,
-)
+from puzzlefs.image import DEFAULT_VERSION, Image, dialect_of, open_image
+from puzzlefs.image_commit import CommittedImage, commit_again, commit_image, commit_rootfs
 from puzzlefs.model import FileChunk, Inode, RegularFile
 from puzzlefs.oci import ImageReference, parse_reference
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from puzzlefs.digest import Digest, VerityDigest
-from puzzlefs.image import DEFAULT_VERSION, StoredChunk
+from puzzlefs.image import DEFAULT_VERSION
+from puzzlefs.image_commit import StoredChunk
 from puzzlefs.model import FileChunk, Inode, RegularFile, Whiteout
 from puzzlefs.wire import codec_for, encode_compact_rootfs, encode_on_top
 

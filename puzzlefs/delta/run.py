@@ -25,7 +25,8 @@ from puzzlefs.delta.layer import NewLayer, has_timestamps
 from puzzlefs.delta.upper import layer_of_upper
 from puzzlefs.delta.whole_tree import layer_of_tree
 from puzzlefs.errors import InvalidArgumentError
-from puzzlefs.image import CommittedImage, Image, commit_again, commit_on_top
+from puzzlefs.image import Image
+from puzzlefs.image_commit import CommittedImage, commit_again, commit_on_top
 from puzzlefs.model import Kind, RegularFile
 from puzzlefs.oci import make_reference, media_types
 

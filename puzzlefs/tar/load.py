@@ -29,7 +29,8 @@ from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import FormatError, InvalidArgumentError, NotFoundError, SourceError, UnsafePathError
-from puzzlefs.image import DEFAULT_VERSION, commit_image, dialect_of
+from puzzlefs.image import DEFAULT_VERSION, dialect_of
+from puzzlefs.image_commit import commit_image
 from puzzlefs.oci import ImageReference, parse_reference
 from puzzlefs.tar.archive import Extent, MemberReader
 from puzzlefs.tar.feed import feed

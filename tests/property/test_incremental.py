@@ -30,7 +30,8 @@ from puzzlefs.builder.storage import Storage
 from puzzlefs.builder.stream import StreamCutter, StreamReader
 from puzzlefs.chunking import CHUNKER_NAMES, LOOK_AHEAD, MAX_SIZE, ChunkerName, chunker
 from puzzlefs.digest import Digest, VerityDigest
-from puzzlefs.image import CommittedImage, StoredChunk, dialect_of
+from puzzlefs.image import dialect_of
+from puzzlefs.image_commit import CommittedImage, StoredChunk
 
 pytestmark = pytest.mark.property
 

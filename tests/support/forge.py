@@ -18,7 +18,8 @@ import zstandard
 
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.digest import Digest
-from puzzlefs.image import commit_image, dialect_of
+from puzzlefs.image import dialect_of
+from puzzlefs.image_commit import commit_image
 from puzzlefs.model import (
     BlobRef,
     Content,

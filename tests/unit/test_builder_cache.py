@@ -14,7 +14,8 @@ import pytest
 
 from puzzlefs.builder import BuildReport, build
 from puzzlefs.errors import IntegrityError, InvalidArgumentError
-from puzzlefs.image import CommittedImage, commit_image, open_image
+from puzzlefs.image import open_image
+from puzzlefs.image_commit import CommittedImage, commit_image
 
 pytestmark = pytest.mark.unit
 

@@ -24,7 +24,8 @@ from puzzlefs.builder.stream import StreamCutter, StreamReader
 from puzzlefs.chunking import MAX_SIZE, chunker
 from puzzlefs.digest import Digest
 from puzzlefs.errors import SourceError, StorageError
-from puzzlefs.image import StoredChunk, dialect_of
+from puzzlefs.image import dialect_of
+from puzzlefs.image_commit import StoredChunk
 from puzzlefs.model import BlobRef, FileChunk
 
 pytestmark = pytest.mark.unit

@@ -28,7 +28,8 @@ from puzzlefs.errors import (
     NotFoundError,
     SourceError,
 )
-from puzzlefs.image import commit_on_top, open_image
+from puzzlefs.image import open_image
+from puzzlefs.image_commit import commit_on_top
 from puzzlefs.model import BlockDevice, CharDevice, Fifo, Inode, Whiteout
 from puzzlefs.vfs.paths import MAX_PATH
 from puzzlefs.wire import Likeness

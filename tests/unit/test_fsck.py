@@ -24,7 +24,8 @@ from puzzlefs.errors import InvalidArgumentError, NotFoundError, PuzzlefsError, 
 from puzzlefs.extract import extract
 from puzzlefs.fsck import Fault, FsckReport, State, fsck
 from puzzlefs.fsck.report import RemarkKind
-from puzzlefs.image import commit_image, open_image
+from puzzlefs.image import open_image
+from puzzlefs.image_commit import commit_image
 from puzzlefs.model import Fifo, Inode
 from puzzlefs.oci import Descriptor, media_types, parse_reference
 from puzzlefs.verity import verity_digest

@@ -21,7 +21,8 @@ from puzzlefs.errors import (
     StorageError,
     TagNotFoundError,
 )
-from puzzlefs.image import Image, StoredChunk, commit_again, commit_image, dialect_of, open_image
+from puzzlefs.image import Image, dialect_of, open_image
+from puzzlefs.image_commit import StoredChunk, commit_again, commit_image
 from puzzlefs.model import Inode
 from puzzlefs.oci import Dialect, Index, make_reference, media_types
 from puzzlefs.verity import verity_digest
