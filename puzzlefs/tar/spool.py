@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import stat
 import tempfile
@@ -33,23 +34,13 @@ _LOOK: Final = 64 << 10
 """Bytes that are read at a time where most of them may be passed over."""
 
 
-class _Descriptor:
-    """A descriptor as a ``ByteStream``."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        return os.readv(self._fd, [buffer])
-
-
 class Archive:
     """An archive, open for reading. A context manager.
 
     Attributes:
         name: what it is called in messages.
         position: where reading is, in bytes of the archive without what it is wrapped in.
-        total: bytes of the file, 0 where they are not known.
+        total: bytes of the archive, 0 where they are not known.
     """
 
     def __init__(self, source: BinaryIO, name: str, directory: Path) -> None:
@@ -82,36 +73,34 @@ class Archive:
             raise
 
     def _open(self, source: BinaryIO, directory: Path) -> None:
-        try:
-            fd = source.fileno()
+        raw = getattr(source, "raw", source)
+        if isinstance(raw, io.FileIO):  # others may have a descriptor, too, of what they decode
+            fd = raw.fileno()
             status = os.fstat(fd)
-        except (AttributeError, OSError):  # an object that only looks like a file
-            fd = -1
-        else:
-            self._stream = _Descriptor(fd)
             if stat.S_ISREG(status.st_mode):
-                self._offset = source.tell()
-                self.total = status.st_size - self._offset
-                if not compression_of(os.pread(fd, LONGEST_MAGIC, self._offset)):
-                    self._fd, self._identity = fd, identity_of(status)
+                offset = source.tell()
+                if not compression_of(self._magic_at(fd, offset)):
+                    self._fd, self._offset, self._identity = fd, offset, identity_of(status)
+                    self.total = status.st_size - offset
                     if self.total <= 0:
-                        raise FormatError(f"{self.name} is empty", hint="a tar archive is expected")
+                        raise self._empty()
                     return
-                os.lseek(fd, self._offset, os.SEEK_SET)
             elif stat.S_ISFIFO(status.st_mode):
                 with contextlib.suppress(OSError):  # this user may not have so large ones
                     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _WINDOW)
-        beginning = self._read_beginning()
+        count = self._receive()
+        if not count:
+            raise self._empty()
+        beginning = bytes(self._buffer[:count])
         if compression_of(beginning):
             self._stream = Uncompressed(self._stream, beginning)
-            beginning = b""
+            count = 0
         try:
             self._spool = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  closed by ``close``
         except OSError as error:
             raise StorageError(f"there can be no temporary file in {directory}: {error.strerror}") from error
         self._fd = self._spool.fileno()
-        self._buffer[: len(beginning)] = beginning
-        self._received(len(beginning))
+        self._received(count)
 
     # ---- in a row
 
@@ -180,7 +169,7 @@ class Archive:
                     raise self._changed()
                 filled += count
         except OSError as error:
-            raise SourceError(f"cannot read {self.name}: {error.strerror}") from error
+            raise self._failure(error) from error
 
     def data_in(self, position: int, length: int) -> Iterator[Segment]:
         """Where, in ``length`` bytes from ``position`` on, there may be anything but zeros: beginnings and lengths.
@@ -231,16 +220,11 @@ class Archive:
     def _place(self, position: int) -> int:
         return position if self._spool is not None else self._offset + position
 
-    def _read_beginning(self) -> bytes:
-        beginning = b""
-        while len(beginning) < LONGEST_MAGIC:
-            count = self._receive(self._buffer)
-            if not count:
-                break
-            beginning += bytes(self._buffer[:count])
-        if not beginning:
-            raise FormatError(f"{self.name} is empty", hint="a tar archive is expected")
-        return beginning
+    def _magic_at(self, fd: int, offset: int) -> bytes:
+        try:
+            return os.pread(fd, LONGEST_MAGIC, offset)
+        except OSError as error:
+            raise self._failure(error) from error
 
     def _fill(self) -> bool:
         """Read on where nothing is left; whether there was something."""
@@ -248,26 +232,28 @@ class Archive:
             try:
                 count = os.preadv(self._fd, [self._buffer[:_LOOK]], self._place(self.position))
             except OSError as error:
-                raise SourceError(f"cannot read {self.name}: {error.strerror}") from error
+                raise self._failure(error) from error
             self._start, self._stop = 0, count
             return count > 0
-        filled = 0
-        while filled < len(self._buffer):  # a pipe gives little at a time
-            count = self._receive(self._buffer[filled:])
-            if not count:
-                break
-            filled += count
-        self._received(filled)
-        return filled > 0
+        count = self._receive()
+        self._received(count)
+        return count > 0
 
-    def _receive(self, buffer: memoryview) -> int:
+    def _receive(self) -> int:
+        """Fill the buffer from the stream, as far as there is something; how many bytes that is."""
+        filled = 0
         try:
-            return self._stream.readinto(buffer) or 0
+            while filled < len(self._buffer):  # a pipe gives little at a time
+                count = self._stream.readinto(self._buffer[filled:])
+                if not count:
+                    break
+                filled += count
         except OSError as error:
-            raise SourceError(f"cannot read {self.name}: {error.strerror or error}") from error
+            raise self._failure(error) from error
         except FormatError as error:
             error.message = f"{self.name}: {error.message}"
             raise
+        return filled
 
     def _received(self, count: int) -> None:
         """Keep what has come in."""
@@ -287,6 +273,12 @@ class Archive:
                 f"cannot keep what is in {self.name}: {error.strerror}",
                 hint="it takes as much room as the archive, uncompressed, beside the image",
             ) from error
+
+    def _empty(self) -> FormatError:
+        return FormatError(f"{self.name} is empty", hint="a tar archive is expected")
+
+    def _failure(self, error: OSError) -> SourceError:
+        return SourceError(f"cannot read {self.name}: {error.strerror or error}")
 
     def _changed(self) -> SourceError:
         return SourceError(f"{self.name} changed while it was read", hint="import a file that nobody writes to")

@@ -13,7 +13,7 @@ import struct
 import tarfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 import zstandard
@@ -141,6 +141,34 @@ class TestSources:
             file.read(6)
             assert import_tar(file, reference).digest == digest_of(f"{tmp_path}/images:built")
 
+    def test_a_pipe_stands_behind_what_was_read_of_it(self, tmp_path: Path, reference: str, data: bytes) -> None:
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb") as source, os.fdopen(writer, "wb") as file:
+
+            def write() -> None:
+                with file:
+                    file.write(b"before" + data)
+
+            thread = threading.Thread(target=write)
+            thread.start()
+            source.read(6)
+            assert import_tar(source, reference).digest == digest_of(f"{tmp_path}/images:built")
+            thread.join()
+
+    def test_what_decodes_a_file_stands_anywhere(self, tmp_path: Path, reference: str, data: bytes) -> None:
+        path = tmp_path / "archive.gz"
+        path.write_bytes(gzip.compress(b"before" + data))
+        with gzip.open(path) as file:
+            file.read(6)
+            assert import_tar(cast(BinaryIO, file), reference).digest == digest_of(f"{tmp_path}/images:built")
+
+    def test_what_gives_a_little_at_a_time(self, tmp_path: Path, reference: str, data: bytes) -> None:
+        class Hesitant(io.BytesIO):
+            def readinto(self, buffer: Any, /) -> int:
+                return super().readinto(memoryview(buffer)[: 3 if self.tell() < 9 else None])
+
+        assert import_tar(Hesitant(data), reference).digest == digest_of(f"{tmp_path}/images:built")
+
     def test_a_file_that_changes_meanwhile(self, tmp_path: Path, reference: str, data: bytes) -> None:
         path = tmp_path / "archive"
         path.write_bytes(data)
@@ -195,6 +223,14 @@ class TestSources:
         )
         assert {step.stage for step in seen} == {"scan", "chunks", "commit"}
         assert seen[-1].bytes_done == seen[-1].bytes_total == 360_000
+
+    def test_progress_of_what_is_compressed(self, tmp_path: Path, reference: str) -> None:
+        path = tmp_path / "archive.gz"
+        path.write_bytes(gzip.compress(archive(*(member(b"%d" % n) for n in range(600)))))
+        seen: list[Any] = []
+        import_tar(path, reference, progress=seen.append)
+        scanned = [(step.bytes_done, step.bytes_total) for step in seen if step.stage == "scan"]
+        assert scanned == [(256 * 512, 0), (512 * 512, 0)]  # how much it will be is not known
 
 
 class TestStorage:
