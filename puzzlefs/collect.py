@@ -16,15 +16,18 @@ A directory of blobs that several layouts share is collected only for all of the
 layout names would look like garbage. A program cannot find those, so it asks for their names.
 
 Blobs go newest first. A manifest is younger than what it names, so whatever interrupts this leaves no manifest without
-its chunks.
+its chunks. They lose their names under the locks and become temporary files. Those are removed afterwards, which on
+some file systems takes fifty times as long: builds and mounts do not wait for it. What an interruption leaves of them
+is collected as any left-over file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -32,6 +35,7 @@ from typing import Final
 from puzzlefs.blobs import Layout
 from puzzlefs.blobs.host import storage_errors
 from puzzlefs.blobs.inventory import is_held, left_overs, list_blobs
+from puzzlefs.blobs.layout import TEMPORARY_PREFIX
 from puzzlefs.blobs.lease import LEASE_PREFIX, collecting, read_lease
 from puzzlefs.digest import Digest
 from puzzlefs.errors import InvalidArgumentError, PuzzlefsError
@@ -143,12 +147,14 @@ class _Collection:
             garbage = [digest for digest in blobs if digest not in reachable.named and digest not in young]
             # What was not there before all of this is younger than anything that is removed.
             sizes = {digest: status.st_size for digest, status in blobs.items()}
+            files, file_bytes = self._remove_left_overs()
+            nameless: list[str] = []
             if not self.dry_run:
                 for layout, old, new in indexes:
                     if old != new:
                         layout.write_index(new)
-                self._remove(sorted(garbage, key=lambda digest: blobs[digest].st_ctime_ns, reverse=True))
-            files, file_bytes = self._remove_left_overs()
+                nameless = self._set_aside(sorted(garbage, key=lambda digest: blobs[digest].st_ctime_ns, reverse=True))
+        self._remove(nameless)
         removed_bytes = sum(sizes[digest] for digest in garbage)
         return GarbageReport(
             dry_run=self.dry_run,
@@ -226,24 +232,39 @@ class _Collection:
 
     # ---- what goes
 
-    def _remove(self, garbage: Sequence[Digest]) -> None:
+    def _set_aside(self, garbage: Iterable[Digest]) -> list[str]:
+        """Take the names of blobs away, under which they might be relied on; the names that they have now."""
         layout = self.layouts[0]
-        for number, digest in enumerate(garbage):
-            if number % _REPORT_EVERY == 0:
-                self.progress(number, len(garbage))
-            with storage_errors("remove blob", layout.blob_path(digest)), contextlib.suppress(FileNotFoundError):
-                os.unlink(digest.hex(), dir_fd=layout.blobs_fd)
-        self.progress(len(garbage), len(garbage))
+        session = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        names: list[str] = []
+        with storage_errors("remove blobs from", layout.path):
+            for number, digest in enumerate(garbage):
+                name = f"{session}-{number:x}"
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(digest.hex(), name, src_dir_fd=layout.blobs_fd, dst_dir_fd=layout.blobs_fd)
+                    names.append(name)
+        return names
+
+    def _remove(self, names: Sequence[str]) -> None:
+        layout = self.layouts[0]
+        with storage_errors("remove blobs from", layout.path):
+            for number, name in enumerate(names):
+                if number % _REPORT_EVERY == 0:
+                    self.progress(number, len(names))
+                with contextlib.suppress(FileNotFoundError):  # another collection may be quicker
+                    os.unlink(name, dir_fd=layout.blobs_fd)
+        self.progress(len(names), len(names))
 
     def _remove_left_overs(self) -> tuple[int, int]:
         count = size = 0
         for layout in self.layouts:
             for file in left_overs(layout, self.grace):
+                if file.directory == layout.blobs_fd and layout is not self.layouts[0]:
+                    continue  # one directory, looked at once
                 if not self.dry_run:
-                    with storage_errors(f"remove {file.name} from", layout.path):
+                    # (Another collection removes what has no name any more without a lock.)
+                    with storage_errors(f"remove {file.name} from", layout.path), contextlib.suppress(FileNotFoundError):
                         os.unlink(file.name, dir_fd=file.directory)
-                elif file.directory == layout.blobs_fd and layout is not self.layouts[0]:
-                    continue  # one directory, reported once
                 if not file.name.startswith(LEASE_PREFIX):
                     count += 1
                     size += file.size

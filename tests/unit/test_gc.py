@@ -23,7 +23,7 @@ from puzzlefs import collect
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.blobs.lease import Lease, Root
 from puzzlefs.builder import StorageOptions, build
-from puzzlefs.collect import collect_garbage
+from puzzlefs.collect import GarbageReport, collect_garbage
 from puzzlefs.delta import build_from_tree
 from puzzlefs.digest import Digest
 from puzzlefs.errors import (
@@ -555,14 +555,14 @@ class TestBesideBuilds:
         digests = [forge.blob(b"%d" % number) for number in range(50)]
         answers: list[bool] = []
         threads: list[threading.Thread] = []
-        real = os.unlink
+        real = os.rename
 
         def adopt() -> None:
             with Layout.open(forge.path) as layout, BlobWriter(layout) as writer:
                 found = [writer.adopt(digest, len(b"%d" % number)) for number, digest in enumerate(digests)]
                 answers.append(any(found))
 
-        def unlink(*args: Any, **named: Any) -> None:
+        def rename(*args: Any, **named: Any) -> None:
             if not threads:
                 threads.append(threading.Thread(target=adopt))
                 threads[0].start()
@@ -570,11 +570,54 @@ class TestBesideBuilds:
                 assert not answers
             real(*args, **named)
 
-        monkeypatch.setattr(collect.os, "unlink", unlink)
+        monkeypatch.setattr(collect.os, "rename", rename)
         collect_garbage(forge.path, grace=0)
         monkeypatch.undo()
         threads[0].join()
         assert answers == [False]
+
+    def test_nobody_waits_while_what_lost_its_name_is_removed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor is another collection in the way, which takes it for left-over files."""
+        forge = Forge(tmp_path / "oci")
+        for number in range(50):
+            forge.blob(b"%d" % number)
+        reports: list[GarbageReport] = []
+        real = os.unlink
+
+        def unlink(*args: Any, **named: Any) -> None:
+            if not reports:
+                monkeypatch.undo()
+                with Layout.open(forge.path) as layout, BlobWriter(layout) as writer:
+                    assert not writer.adopt(Digest.of(b"7"), 1)
+                reports.append(collect_garbage(forge.path, grace=0))
+            real(*args, **named)
+
+        monkeypatch.setattr(collect.os, "unlink", unlink)
+        report = collect_garbage(forge.path, grace=0)
+        assert (report.removed_blobs, report.temporary_files) == (50, 0)
+        assert [(second.removed_blobs, second.temporary_files) for second in reports] == [(0, 50)]
+        assert blobs_of(forge.path) == set()
+
+    def test_what_an_interruption_leaves_is_collected(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        layout = tmp_path / "oci"
+        build(write_tree(tmp_path / "a", 1), f"{layout}:a")
+        build(write_tree(tmp_path / "b", 2), f"{layout}:b")
+        untag(layout, "a")
+
+        def interrupted(*_args: Any, **_named: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(collect.os, "unlink", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collect_garbage(layout, grace=0)
+        monkeypatch.undo()
+        report = collect_garbage(layout, grace=0)
+        assert report.removed_blobs == 0
+        assert report.temporary_files > 5
+        assert shown(f"{layout}:b") == trees.on_disk(tmp_path / "b")
+        assert len(blobs_of(layout)) == report.kept_blobs
 
     def test_builds_and_collections_at_once(self, tmp_path: Path) -> None:
         """Tags come and go, a collection without grace runs all the time: whatever has a tag is whole."""
