@@ -15,22 +15,19 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from puzzlefs.blobs.host import sync_file_system
 from puzzlefs.errors import MountError, NotFoundError, PuzzlefsError, SourceError, UnsupportedError
 from puzzlefs.image import open_image
 from puzzlefs.mount import namespace
-from puzzlefs.mount.mountinfo import Mount, all_mounts, on_top
-from puzzlefs.mount.overlay import unmount_overlay, writable_mount
+from puzzlefs.mount.mountinfo import Mount, all_mounts, on_top, writable_mount
 from puzzlefs.mount.place import UPPER
-from puzzlefs.mount.record import Record, read_record
+from puzzlefs.mount.record import DIRECTORY, Record, read_record
 from puzzlefs.oci import make_reference
 
 if TYPE_CHECKING:
     from puzzlefs.builder import BuildReport, Progress, StorageOptions, Timestamps
-
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def commit(
@@ -118,7 +115,7 @@ def _overlay_at(point: Path) -> Mount:
 
 def _sync(point: Path) -> None:
     try:
-        fd = os.open(point, _DIRECTORY)
+        fd = os.open(point, DIRECTORY)
         try:
             sync_file_system(fd)
         finally:
@@ -138,10 +135,8 @@ def _open_below(overlay: Mount, point: Path) -> int:
         try:
             namespace.unshare(namespace.CLONE_NEWNS)  # of this thread alone, which ends with it
             namespace.mount("", "/", "", namespace.MS_REC | namespace.MS_PRIVATE)  # nobody else sees what follows
-            number = unmount_overlay(point, detach=True)
-            if number:
-                raise OSError(number, os.strerror(number))
-            result.append(os.open(point, _DIRECTORY))
+            namespace.unmount(point, namespace.MNT_DETACH | namespace.UMOUNT_NOFOLLOW)
+            result.append(os.open(point, DIRECTORY))
         except OSError as error:
             result.append(error)
 
@@ -173,7 +168,7 @@ def _record_of(overlay: Mount, top: int, point: Path) -> Record:
 
 def _open_upper(record: Record, top: int, point: Path) -> int:
     try:
-        fd = os.open(record.upper or UPPER, _DIRECTORY, dir_fd=top)  # an absolute path goes from the root
+        fd = os.open(record.upper or UPPER, DIRECTORY, dir_fd=top)  # an absolute path goes from the root
     except OSError as error:
         raise _moved(record, point) from error
     status = os.fstat(fd)

@@ -1,4 +1,4 @@
-"""The mounts of this process's namespace, from ``/proc/self/mountinfo`` (proc(5)).
+"""The mounts of this process's namespace, from ``/proc/self/mountinfo`` (proc(5)), and which of them are ours.
 
 Asking the kernel's table never touches a mounted file system, so it answers even where ``stat`` on the mount point
 would hang or fail because the server behind it is dead.
@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from puzzlefs.mount.options import SUBTYPE
+
+IMAGE_FS_TYPE: Final = f"fuse.{SUBTYPE}"
+OVERLAY_FS_TYPE: Final = "overlay"
+
+RO: Final = "ro"
+"""Where in its mount point a writable mount has the image."""
 
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
@@ -70,6 +78,24 @@ def on_top(mounts: Iterable[Mount], point: Path) -> Mount | None:
         if mount.point == point:
             found = mount
     return found
+
+
+def writable_mount(mounts: Sequence[Mount], point: Path) -> tuple[Mount, Mount | None] | None:
+    """The overlay and the image of the writable mount that is on top at ``point``, ``None`` if there is none.
+
+    The image is ``None`` if it was unmounted from below the overlay.
+    """
+    overlay = on_top(mounts, point)
+    if overlay is None or overlay.fs_type != OVERLAY_FS_TYPE:
+        return None
+    beside = [
+        mount
+        for mount in mounts
+        if mount.point == point / RO and mount.fs_type == IMAGE_FS_TYPE and mount.parent_id == overlay.parent_id
+    ]
+    if beside:
+        return overlay, beside[-1]
+    return (overlay, None) if overlay.super_option(b"lowerdir") == os.fsencode(point / RO) else None
 
 
 def is_hidden(mount: Mount) -> bool:

@@ -22,15 +22,15 @@ CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 
-MS_RDONLY: Final = 1 << 0  # <linux/mount.h>
-MS_NOSUID: Final = 1 << 1
+MS_NOSUID: Final = 1 << 1  # <linux/mount.h>
 MS_NODEV: Final = 1 << 2
 MS_NOEXEC: Final = 1 << 3
 MS_BIND: Final = 1 << 12
 MS_REC: Final = 1 << 14
 MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
-_MNT_DETACH: Final = 1 << 1
+MNT_DETACH: Final = 1 << 1  # <linux/fs.h>
+UMOUNT_NOFOLLOW: Final = 1 << 3
 
 _PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
 
@@ -79,13 +79,22 @@ def bind(source: str | Path, target: str | Path, *, recursive: bool = False) -> 
     mount(os.fspath(source), target, "", MS_BIND | (MS_REC if recursive else 0))
 
 
+def unmount(target: str | Path, flags: int = 0) -> None:
+    """Unmount what is on top at ``target``.
+
+    Raises:
+        OSError: what the kernel said, with ``target``.
+    """
+    _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
 def detach(target: str | Path) -> None:
     """Take the mount at ``target`` away at once; it ends with its last user.
 
     Raises:
         OSError: what the kernel said, with ``target``.
     """
-    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), target)
+    unmount(target, MNT_DETACH)
 
 
 def make_read_only(mount_fd: int, *, recursive: bool = False) -> None:

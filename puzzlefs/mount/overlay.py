@@ -14,32 +14,21 @@ has the kernel follow notes in the upper directory, which are therefore removed 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from puzzlefs.errors import MountError, UnsupportedError
 from puzzlefs.mount import namespace
-from puzzlefs.mount.mountinfo import Mount, on_top
-from puzzlefs.mount.options import SUBTYPE, MountOptions
-
-FS_TYPE: Final = "overlay"
-IMAGE_FS_TYPE: Final = f"fuse.{SUBTYPE}"
-
-RO: Final = "ro"
-"""Where in its mount point a writable mount has the image."""
+from puzzlefs.mount.mountinfo import OVERLAY_FS_TYPE, Mount, mounted_at
+from puzzlefs.mount.options import MountOptions
 
 _OPTIONS: Final = ("index=off", "nfs_export=off", "redirect_dir=off", "metacopy=off", "xino=on")
 _SPECIAL: Final = frozenset(b",:\\\"'")
 _MAX_DATA: Final = 4_000
 """Bytes of options: mount(2) takes a page less one."""
-
-_MNT_DETACH: Final = 1 << 1  # <linux/fs.h>
-_UMOUNT_NOFOLLOW: Final = 1 << 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,39 +70,24 @@ def mount_overlay(
     flags |= 0 if options.dev else namespace.MS_NODEV
     flags |= 0 if options.exec else namespace.MS_NOEXEC
     try:
-        namespace.mount(source, namespace.fd_path(point.fd), FS_TYPE, flags, os.fsdecode(data))
+        namespace.mount(source, namespace.fd_path(point.fd), OVERLAY_FS_TYPE, flags, os.fsdecode(data))
     except OSError as error:
         raise _refused(point.path, upper.path, error) from error
 
 
-def unmount_overlay(point: Path, *, detach: bool = False) -> int:
-    """Unmount what is on top at ``point``; 0, or the errno of what went wrong.
+def take_away(mount: Mount) -> None:
+    """Detach a part of a writable mount if it is still there; it lives on for its users until they let go of it.
 
-    Args:
-        point: an absolute path without links.
-        detach: whether to take it away from users too; it lives on for those until they let go of it.
+    Raises:
+        MountError: if the kernel refuses.
     """
-    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    return 0 if libc.umount2(os.fsencode(point), flags) == 0 else ctypes.get_errno()
-
-
-def writable_mount(mounts: Sequence[Mount], point: Path) -> tuple[Mount, Mount | None] | None:
-    """The overlay and the image of the writable mount that is on top at ``point``, ``None`` if there is none.
-
-    The image is ``None`` if it was unmounted from below the overlay.
-    """
-    overlay = on_top(mounts, point)
-    if overlay is None or overlay.fs_type != FS_TYPE:
-        return None
-    beside = [
-        mount
-        for mount in mounts
-        if mount.point == point / RO and mount.fs_type == IMAGE_FS_TYPE and mount.parent_id == overlay.parent_id
-    ]
-    if beside:
-        return overlay, beside[-1]
-    return (overlay, None) if overlay.super_option(b"lowerdir") == os.fsencode(point / RO) else None
+    if mounted_at(mount.point) != mount:
+        return
+    try:
+        namespace.unmount(mount.point, namespace.MNT_DETACH | namespace.UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if mounted_at(mount.point) == mount:  # else somebody was quicker
+            raise MountError(f"{mount.point} cannot be unmounted: {error.strerror}") from error
 
 
 def _data(branches: dict[bytes, bytes]) -> bytes:

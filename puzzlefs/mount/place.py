@@ -23,7 +23,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import fcntl
 import os
@@ -37,10 +36,9 @@ from typing import Final
 
 from puzzlefs.digest import Digest
 from puzzlefs.errors import InvalidArgumentError, MountError
-from puzzlefs.mount.mountinfo import mounted_at
+from puzzlefs.mount.mountinfo import RO, mounted_at
 from puzzlefs.mount.origins import forget_origins
-from puzzlefs.mount.overlay import RO
-from puzzlefs.mount.record import RECORD, Record, read_record, write_record
+from puzzlefs.mount.record import DIRECTORY, RECORD, Record, read_record, write_record
 from puzzlefs.oci import ImageReference
 
 UPPER: Final = "upper"
@@ -56,7 +54,6 @@ _POLL_INTERVAL: Final = 0.01
 _KERNELS_OWN: Final = frozenset({"work", "index"})
 """What the kernel makes in a work directory."""
 _PRIVATE_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Place:
@@ -109,6 +106,13 @@ class Place:
 
     # ---- making
 
+    def _make_or_nothing(self, image: ImageReference, manifest: Digest, upper: Path | None) -> None:
+        try:
+            self._make(image, manifest, upper)
+        except BaseException:
+            self._take_back()
+            raise
+
     def _make(self, image: ImageReference, manifest: Digest, upper: Path | None) -> None:
         if read_record(self.top, self.point) is not None:
             raise MountError(
@@ -121,8 +125,8 @@ class Place:
         else:
             self._make_persistent(upper)
         self._make_in_point(RO)
-        self.upper_fd = os.open(self.upper_path, _DIRECTORY)
-        self.work_fd = os.open(self.work_path, _DIRECTORY)
+        self.upper_fd = os.open(self.upper_path, DIRECTORY)
+        self.work_fd = os.open(self.work_path, DIRECTORY)
         if not _lock(self.work_fd, _LOCK_WAIT):
             raise MountError(
                 f"{self.upper_path} is in use by another writable mount",
@@ -131,9 +135,7 @@ class Place:
         if upper is not None:
             forget_origins(self.upper_fd)
         status = os.fstat(self.upper_fd)
-        self._write(
-            Record(os.urandom(16).hex(), image, manifest, upper, (status.st_dev, status.st_ino)),
-        )
+        self._write(Record(os.urandom(16).hex(), image, manifest, upper, (status.st_dev, status.st_ino)))
 
     def _make_in_point(self, name: str) -> None:
         try:
@@ -202,13 +204,13 @@ def made(point: Path, image: ImageReference, manifest: Digest, upper: Path | Non
         MountError: if something is in the way, in use, or cannot be made.
         InvalidArgumentError: if ``upper`` cannot be an upper directory.
     """
-    top = os.open(point, _DIRECTORY)
+    top = os.open(point, DIRECTORY)
     place = Place(point, top)
     try:
-        clear_left_over(top, point)
+        _clear_left_over(top, point)
         try:
             with _locked(top, point):
-                place._make(image, manifest, upper)
+                place._make_or_nothing(image, manifest, upper)
         except OSError as error:
             subject = error.filename or point
             raise MountError(
@@ -217,59 +219,62 @@ def made(point: Path, image: ImageReference, manifest: Digest, upper: Path | Non
             ) from error
         try:
             yield place
-        finally:
-            with _locked(top, point):
-                found = read_record(top, point)
-                if found is not None and found.mount == place.record.mount:
-                    _clear(top, point, found)
-    except BaseException:
-        with contextlib.suppress(OSError, MountError), _locked(top, point):
-            place._take_back()
-        raise
+        except BaseException:
+            with _locked(top, point):  # once for both: another mount may begin after it
+                try:
+                    _clear_if_there(top, point, place.record)
+                finally:
+                    place._take_back()
+            raise
+        with _locked(top, point):
+            _clear_if_there(top, point, place.record)
     finally:
         place._close()
         os.close(top)
 
 
-class LeftOver(enum.Enum):
-    """What there was to clear away in a mount point."""
+def clear_left_over(point: Path) -> None:
+    """Remove what a mount that is gone has left in the directory ``point``.
 
-    NOTHING = enum.auto()
-    CLEARED = enum.auto()
-    SERVED = enum.auto()
-    """Its server lives, because somebody uses the mount still, for example a container; it will clear it away."""
-
-
-def clear_left_over(top: int, point: Path) -> LeftOver:
-    """Remove what a mount that is gone has left in the directory ``top``.
-
-    The server of a mount that was just taken away is given some seconds to do it.
+    Its server is given some seconds to do it. One that lives on, because somebody uses the mount still, for example a
+    container, will do it later.
 
     Raises:
         MountError: if it cannot be removed, or the file with the name of the record is something else.
     """
+    top = os.open(point, DIRECTORY)
+    try:
+        _clear_left_over(top, point)
+    finally:
+        os.close(top)
+
+
+def _clear_left_over(top: int, point: Path) -> None:
     record = read_record(top, point)
     if record is None:
-        return LeftOver.NOTHING
+        return
     work = _open_work(top, record)
     try:
-        if work >= 0 and not _lock(work, _LOCK_WAIT):
-            return LeftOver.SERVED
-        with _locked(top, point):
-            found = read_record(top, point)
-            if found is not None and found.mount == record.mount:
-                _clear(top, point, found)
-        return LeftOver.CLEARED
+        if work < 0 or _lock(work, _LOCK_WAIT):
+            with _locked(top, point):
+                _clear_if_there(top, point, record)
     finally:
         if work >= 0:
             os.close(work)
 
 
+def _clear_if_there(top: int, point: Path, record: Record) -> None:
+    """Clear away the mount of ``record``, unless somebody else did, and perhaps began another one."""
+    found = read_record(top, point)
+    if found is not None and found.mount == record.mount:
+        _clear(top, point, found)
+
+
 def _open_work(top: int, record: Record) -> int:
     try:
         if record.upper is None:
-            return os.open(WORK, _DIRECTORY, dir_fd=top)
-        return os.open(record.upper.with_name(record.upper.name + WORK_SUFFIX), _DIRECTORY)
+            return os.open(WORK, DIRECTORY, dir_fd=top)
+        return os.open(record.upper.with_name(record.upper.name + WORK_SUFFIX), DIRECTORY)
     except OSError:
         return -1
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from puzzlefs.blobs.host import open_regular, read_bounded
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError, MountError
 from puzzlefs.oci import ImageReference, make_reference
 
 RECORD: Final = "puzzlefs.json"
+DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How directories of a writable mount are opened."""
 
 _VERSION: Final = 1
 _MAX_SIZE: Final = 64 << 10
@@ -106,22 +108,19 @@ def read_record(top: int, point: Path) -> Record | None:
         MountError: if the file of its name is something else.
     """
     try:
-        fd = os.open(RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=top)
+        fd = open_regular(RECORD, RECORD, dir_fd=top, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, FormatError) as error:
         raise _foreign(point) from error
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != 0:  # or whoever owns the directory could plant one
+        if os.fstat(fd).st_uid != 0:  # or whoever owns the directory could plant one
             raise _foreign(point)
-        data = os.read(fd, _MAX_SIZE)
-    finally:
-        os.close(fd)
-    try:
-        return Record.parse(data)
+        return Record.parse(read_bounded(fd, RECORD, _MAX_SIZE))
     except FormatError as error:
         raise _foreign(point) from error
+    finally:
+        os.close(fd)
 
 
 def _foreign(point: Path) -> MountError:

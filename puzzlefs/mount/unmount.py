@@ -9,17 +9,12 @@ clear away is cleared away here if the server is dead, so that everything is gon
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from pathlib import Path
-from typing import Final
 
 from puzzlefs.errors import MountError, NotFoundError, UnsupportedError
-from puzzlefs.mount.mountinfo import Mount, all_mounts, on_top
-from puzzlefs.mount.overlay import IMAGE_FS_TYPE, RO, unmount_overlay, writable_mount
-
-_UMOUNT_NOFOLLOW: Final = 8  # <linux/fs.h>: do not follow a link that was put in place of the mount point
+from puzzlefs.mount.mountinfo import IMAGE_FS_TYPE, RO, Mount, all_mounts, on_top, writable_mount
 
 
 def unmount(mountpoint: Path) -> None:
@@ -39,11 +34,16 @@ def unmount(mountpoint: Path) -> None:
     mounts = all_mounts()
     writable = writable_mount(mounts, point)
     if writable is not None:
+        overlay, image = writable
         _need_root(point)
-        _unmount_writable(point, writable[1])
+        _unmount_as_root(overlay)
+        _clear(point, image)
         return
     mount = on_top(mounts, point)
-    if (mount is None or mount.fs_type != IMAGE_FS_TYPE) and _clear_rest(mounts, point):
+    if (mount is None or mount.fs_type != IMAGE_FS_TYPE) and _has_record(point):
+        image = on_top(mounts, point / RO)
+        _need_root(point)
+        _clear(point, image if image is not None and image.fs_type == IMAGE_FS_TYPE else None)
         return
     if mount is None:
         raise NotFoundError(f"{mountpoint} is not a mount point")
@@ -52,66 +52,35 @@ def unmount(mountpoint: Path) -> None:
             f"{mountpoint} is a mount of type {mount.fs_type}, not one of PuzzleFS", hint=f"use umount {point}"
         )
     if os.geteuid() == 0:
-        _unmount_as_root(point)
+        _unmount_as_root(mount)
     else:
         _unmount_as_user(point)
 
 
-def _unmount_writable(point: Path, image: Mount | None) -> None:
-    number = unmount_overlay(point)
-    if number == errno.EBUSY:
-        inside = [mount.point for mount in all_mounts() if point in mount.point.parents and mount != image]
-        if inside:
-            raise MountError(
-                f"{point} is busy: something else is mounted in it, at {inside[-1]}",
-                hint=f"unmount that first: umount {inside[-1]}; or detach all of it: umount -l {point}",
-            )
-        raise _busy(point, f"umount -l {point}")
-    if number:
-        raise MountError(f"{point} cannot be unmounted: {os.strerror(number)}")
-    _take_image_away(image)
-    _clear(point)
-
-
-def _clear_rest(mounts: list[Mount], point: Path) -> bool:
-    """Clear away a writable mount without an overlay; whether there is one."""
-    from puzzlefs.mount.record import read_record  # noqa: PLC0415  whoever mounts or unmounts an image does not pay for it
+def _has_record(point: Path) -> bool:
+    """Whether a writable mount without an overlay is at ``point``."""
+    from puzzlefs.mount.record import DIRECTORY, read_record  # noqa: PLC0415  whoever mounts or unmounts an image does not pay for it
 
     try:
-        top = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        top = os.open(point, DIRECTORY)
     except OSError:
         return False
     try:
-        if read_record(top, point) is None:
-            return False
+        return read_record(top, point) is not None
     except MountError:
         return False  # a file of the record's name, in a directory where nothing is mounted
     finally:
         os.close(top)
-    _need_root(point)
-    image = on_top(mounts, point / RO)
-    if image is not None and image.fs_type == IMAGE_FS_TYPE:
-        _take_image_away(image)
-    _clear(point)
-    return True
 
 
-def _take_image_away(image: Mount | None) -> None:
-    """Unmount the image below an overlay that is gone. Nobody but its server knows it, unless the server did it."""
-    if image is not None and on_top(all_mounts(), image.point) == image:
-        number = unmount_overlay(image.point, detach=True)
-        if number and on_top(all_mounts(), image.point) == image:
-            raise MountError(f"{image.point} cannot be unmounted: {os.strerror(number)}")
+def _clear(point: Path, image: Mount | None) -> None:
+    """Clear away a writable mount whose overlay is gone. Nobody but its server knows the image that was below it."""
+    from puzzlefs.mount.overlay import take_away  # noqa: PLC0415  as above
+    from puzzlefs.mount.place import clear_left_over  # noqa: PLC0415
 
-
-def _clear(point: Path) -> None:
-    from puzzlefs.mount.place import clear_left_over  # noqa: PLC0415  as above
-
-    top = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        clear_left_over(top, point)
-    finally:
-        os.close(top)
+    if image is not None:
+        take_away(image)
+    clear_left_over(point)
 
 
 def _need_root(point: Path) -> None:
@@ -119,14 +88,22 @@ def _need_root(point: Path) -> None:
         raise MountError(f"{point} is a writable mount, which only root can unmount", hint="run it as root")
 
 
-def _unmount_as_root(point: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(point), _UMOUNT_NOFOLLOW) == 0:
-        return
-    number = ctypes.get_errno()
-    if number == errno.EBUSY:
-        raise _busy(point, f"umount -l {point}")
-    raise MountError(f"{point} cannot be unmounted: {os.strerror(number)}")
+def _unmount_as_root(mount: Mount) -> None:
+    from puzzlefs.mount import namespace  # noqa: PLC0415  whoever mounts does not pay for it
+
+    point = mount.point
+    try:
+        namespace.unmount(point, namespace.UMOUNT_NOFOLLOW)  # not what a link leads to that was put in its place
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise MountError(f"{point} cannot be unmounted: {error.strerror}") from error
+        inside = [other.point for other in all_mounts() if other.parent_id == mount.mount_id]
+        if inside:
+            raise MountError(
+                f"{point} is busy: something else is mounted in it, at {inside[-1]}",
+                hint=f"unmount that first: umount {inside[-1]}; or detach all of it: umount -l {point}",
+            ) from error
+        raise _busy(point, f"umount -l {point}") from error
 
 
 def _unmount_as_user(point: Path) -> None:

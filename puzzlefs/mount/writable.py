@@ -28,10 +28,11 @@ from pathlib import Path
 from puzzlefs.errors import InvalidArgumentError, MountError, PuzzlefsError, UnsupportedError
 from puzzlefs.image import Image, open_image
 from puzzlefs.mount.engine import checked_mountpoint
-from puzzlefs.mount.mountinfo import Mount, all_mounts, mounted_at
+from puzzlefs.mount.mountinfo import OVERLAY_FS_TYPE, RO, Mount, all_mounts, mounted_at, writable_mount
 from puzzlefs.mount.options import MountOptions, parse_options
-from puzzlefs.mount.overlay import FS_TYPE, RO, Branch, mount_overlay, unmount_overlay, writable_mount
+from puzzlefs.mount.overlay import Branch, mount_overlay, take_away
 from puzzlefs.mount.place import Place, made
+from puzzlefs.mount.record import DIRECTORY
 from puzzlefs.mount.serve import EngineName, mount
 from puzzlefs.mount.signals import ENDING, held_back
 from puzzlefs.oci import ImageReference
@@ -147,7 +148,7 @@ class _Overlay:
     def _begin(self) -> None:
         place = self._place
         self._image = mounted_at(place.point / RO)
-        root = os.open(place.point / RO, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        root = os.open(place.point / RO, DIRECTORY)
         try:
             if place.is_fresh:
                 place.adopt_root(root)
@@ -162,7 +163,7 @@ class _Overlay:
         finally:
             os.close(root)
         self._mount = mounted_at(place.point)
-        if self._mount is None or self._mount.fs_type != FS_TYPE:
+        if self._mount is None or self._mount.fs_type != OVERLAY_FS_TYPE:
             self._mount = None
             raise MountError(f"{place.point} was unmounted before it was ready")
         place.note_device(self._mount.device)
@@ -183,7 +184,8 @@ class _Overlay:
 
 
 def _check(point: Path, image: ImageReference, upper: Path | None) -> None:
-    if writable_mount(all_mounts(), point) is not None:
+    mounts = all_mounts()
+    if writable_mount(mounts, point) is not None:
         raise MountError(
             f"{point} is a writable mount already", hint=f"take that one away first: puzzlefs umount {point}"
         )
@@ -198,8 +200,8 @@ def _check(point: Path, image: ImageReference, upper: Path | None) -> None:
             f"the upper directory {upper} and the mount point {point} lie in one another",
             hint="give directories that are beside each other",
         )
-    for other in all_mounts():
-        if other.fs_type == FS_TYPE and _is_upper_of(upper, other):
+    for other in mounts:
+        if other.fs_type == OVERLAY_FS_TYPE and _is_upper_of(upper, other):
             raise MountError(
                 f"{upper} is in use: it is the upper directory of the mount at {other.point}",
                 hint="unmount that one first",
@@ -224,7 +226,8 @@ def _is_there(mount: Mount | None) -> bool:
 
 def _detach(mount: Mount | None) -> None:
     """Take a mount of ours away from its users, if it is still there."""
-    if mount is not None and mounted_at(mount.point) == mount:
-        number = unmount_overlay(mount.point, detach=True)
-        if number and mounted_at(mount.point) == mount:
-            log.warning("%s cannot be unmounted: %s", mount.point, os.strerror(number))
+    if mount is not None:
+        try:
+            take_away(mount)
+        except MountError as error:
+            log.warning("%s", error)

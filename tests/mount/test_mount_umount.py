@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,15 @@ def test_umount_through_a_link_and_of_a_stack(odd: Built, mounted: Mount, tmp_pa
         assert below.path.stat().st_mtime_ns == 0
         run_puzzlefs("umount", link)
         assert not is_mounted(below.path)
+
+
+def test_umount_of_a_mount_with_another_one_in_it(odd: Built, mounted: Mount) -> None:
+    with mounted(odd.image("v3")) as mount:
+        inside = mount.path / "big"
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inside], check=True)
+        try:
+            result = run_puzzlefs("umount", mount.path, check=False)
+            assert result.returncode == 7
+            assert f"umount {inside};" in result.stderr
+        finally:
+            subprocess.run(["umount", inside], check=True)
