@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -222,9 +223,10 @@ class TestContent:
             file.write(b"end")
             file.truncate(40 << 30)
         built = build(tree, f"{tmp_path}/oci:t")
+        started = time.process_time()  # not the clock: other tests run beside this one
         report = canonicalize(f"{tmp_path}/oci:t", "flat")
         assert report.digest == built.digest
-        assert report.seconds < 10
+        assert time.process_time() - started < 10
 
     @pytest.mark.parametrize("compression", [False, True], ids=["plain", "compressed"])
     def test_written_zeros_and_holes_give_one_digest(self, tmp_path: Path, compression: bool) -> None:
