@@ -23,6 +23,8 @@ _MAX_XZ_MEMORY: Final = 512 << 20
 _MAX_ZSTD_WINDOW: Final = 1 << 27
 """Bytes of the largest window: what ``zstd`` itself takes without being asked."""
 _ZSTD_STEP: Final = 2 << 10
+_BZIP2_BLOCKS: Final = (b"1A", b"\x17r")
+"""How the first block begins, and what is there instead if there is none: names of files begin with ``BZh``, too."""
 
 _ERRORS: Final = (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError)
 
@@ -97,7 +99,7 @@ _KINDS: Final[tuple[tuple[bytes, str, Callable[[], _Decoder]], ...]] = (
     (b"\xfd7zXZ\0", "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MAX_XZ_MEMORY)),
     (b"\x28\xb5\x2f\xfd", "zstd", _Zstd),
     *((bytes([0x50 + number]) + b"\x2a\x4d\x18", "zstd", _Zstd) for number in range(16)),  # frames to be skipped
-    (b"BZh", "bzip2", bz2.BZ2Decompressor),
+    *((b"BZh%d" % level + block, "bzip2", bz2.BZ2Decompressor) for level in range(1, 10) for block in _BZIP2_BLOCKS),
 )
 
 

@@ -75,12 +75,13 @@ class TestSources:
             bytes,
             gzip.compress,
             bz2.compress,
+            lambda data: bz2.compress(data, 1),
             lzma.compress,
             zstandard.compress,
             lambda data: gzip.compress(data[:100_000]) + gzip.compress(data[100_000:]),
             lambda data: lzma.compress(data[:777]) + bytes(8) + lzma.compress(data[777:]),
             lambda data: zstandard.compress(data[:1]) + zstandard.compress(data[1:]),
-            lambda data: bz2.compress(data[:70_000]) + bz2.compress(data[70_000:]),
+            lambda data: bz2.compress(b"") + bz2.compress(data[:70_000]) + bz2.compress(data[70_000:]),
             lambda data: gzip.compress(data) + bytes(1000),
             lambda data: b"\x50\x2a\x4d\x18\3\0\0\0abc" + zstandard.compress(data) + b"\x5e\x2a\x4d\x18" + bytes(4),
         ],
@@ -88,6 +89,7 @@ class TestSources:
             "none",
             "gzip",
             "bzip2",
+            "bzip2-1",
             "xz",
             "zstd",
             "gzip-2",
@@ -133,6 +135,9 @@ class TestSources:
                 imported(broken, reference)
         with pytest.raises(NotFoundError):
             open_image(reference)
+
+    def test_a_name_that_begins_as_bzip2_does(self, reference: str) -> None:
+        assert b"BZh9" in tree_of(reference, member(b"BZh9"))
 
     def test_a_file_stands_anywhere(self, tmp_path: Path, reference: str, data: bytes) -> None:
         path = tmp_path / "archive"
