@@ -4,9 +4,9 @@ A member is what a header block and the extended headers in front of it say toge
 archive is all that is said of contents. Limits: what is held of one archive is bounded, whatever the archive says, and
 so is the time, by the bytes that it has.
 
-As GNU tar does it: two blocks of zeros end the archive, or its end; sizes of links, devices and directories mean
-nothing; a file whose name ends with a slash is a directory. A checksum that is wrong is an error, and nothing is looked
-for behind it.
+As GNU tar does it: a block of zeros ends the archive (there should be two), or its end; sizes of links, devices and
+directories mean nothing; a file whose name ends with a slash is a directory. A checksum that is wrong is an error, and
+nothing is looked for behind it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ _REGULAR: Final = b"0"
 _HARD_LINK: Final = b"1"
 _SYMLINK: Final = b"2"
 _DIRECTORY: Final = b"5"
-_WITH_DATA: Final = frozenset({_REGULAR, b"S", b"D", b"x", b"X", b"g", b"L", b"K"})
 _MEMBERS: Final = frozenset({b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"S", b"D"})
 _UNKNOWN: Final = {b"M": "a part of a multi-volume archive", b"A": "an ACL of Solaris", b"E": "attributes of Solaris"}
 
@@ -119,21 +118,16 @@ class MemberReader:
             StorageError: if it cannot be kept.
         """
         archive = self._archive
-        while True:
-            self._header_position = archive.position
-            try:
-                member = self._next()
-            except FormatError as error:
-                if not error.message.startswith(archive.name):
-                    error.message = f"{archive.name}, byte {self._header_position}: {error.message}"
-                    if not self._header_position:
-                        error.hint = error.hint or "this is not a tar archive"
-                raise
-            if member is None:
-                break
-            yield member
-        if archive.drain():
-            self.ignored["bytes behind the end of the archive"] += 1
+        try:
+            while (member := self._next()) is not None:
+                yield member
+            if archive.drain():
+                self.ignored["bytes behind the end of the archive"] += 1
+        except FormatError as error:
+            error.message = f"{archive.name}, byte {self._header_position}: {error.message}"
+            if not self._header_position:
+                error.hint = error.hint or "this is not a tar archive"
+            raise
 
     def _next(self) -> Member | None:
         """The next member; ``None`` at the end."""
@@ -165,7 +159,8 @@ class MemberReader:
                 case b"V":
                     self.ignored["volume labels"] += 1
                 case kind if kind in _MEMBERS:
-                    header = replace(header, name=long_name or header.name, target=long_target or header.target)
+                    if long_name or long_target:
+                        header = replace(header, name=long_name or header.name, target=long_target or header.target)
                     return self._member(header, records)
                 case kind:
                     what = _UNKNOWN.get(kind, f"of an unknown type ({kind!r})")

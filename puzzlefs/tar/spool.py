@@ -250,9 +250,6 @@ class Archive:
                 filled += count
         except OSError as error:
             raise self._failure(error) from error
-        except FormatError as error:
-            error.message = f"{self.name}: {error.message}"
-            raise
         return filled
 
     def _received(self, count: int) -> None:

@@ -146,7 +146,9 @@ class Uncompressed:
         try:
             return self._decoder.decompress(data, size)
         except _ERRORS as error:
-            raise FormatError(f"the {self._name} stream is damaged: {error}") from error
+            raise FormatError(
+                f"the {self._name} stream is damaged: {error}", hint="get the archive once more"
+            ) from error
 
     def _next_stream(self) -> None:
         rest = self._decoder.unused_data.lstrip(b"\0")
@@ -159,7 +161,9 @@ class Uncompressed:
         while len(rest) < LONGEST_MAGIC and (more := self._read()):
             rest += more
         if compression_of(rest) != self._name:
-            raise FormatError(f"there is something else behind the {self._name} stream")
+            raise FormatError(
+                f"there is something else behind the {self._name} stream", hint="the archive must end with it"
+            )
         self._decoder, self._input = self._make(), rest
 
     def _read(self) -> bytes:

@@ -131,8 +131,12 @@ class TestSources:
             wrapped[:5000] + bytes(100) + wrapped[5100:],
             wrapped + b"something else",
         ):
-            with pytest.raises(FormatError, match=r"stream (ends early|is damaged)|something else behind"):
+            with pytest.raises(
+                FormatError,
+                match=r"^the archive, byte \d+: the .* stream (ends early|is damaged)|something else behind",
+            ) as raised:
                 imported(broken, reference)
+            assert raised.value.hint != "this is not a tar archive"
         with pytest.raises(NotFoundError):
             open_image(reference)
 
@@ -607,7 +611,7 @@ class TestRefusals:
         path = tmp_path / "archive.tar"
         path.write_bytes(data[:size])
         for source in (path, io.BytesIO(data[:size])):
-            with pytest.raises(FormatError, match=r"ends early"):
+            with pytest.raises(FormatError, match=r", byte \d+: the archive ends early"):
                 import_tar(source, reference)
 
     def test_a_full_disk(self, tmp_path: Path, reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
