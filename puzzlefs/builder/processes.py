@@ -47,6 +47,15 @@ _PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+WORTH_PROCESSES: Final = 64 << 20
+"""Bytes to store from which on workers are processes."""
+
+
+def is_worth_processes(size: int) -> bool:
+    """Whether ``size`` bytes are better stored by processes than by threads, and can be."""
+    return size >= WORTH_PROCESSES and can_fork()
+
+
 def can_fork() -> bool:
     """Whether this process has one thread, so that a fork of it is whole."""
     try:

@@ -16,8 +16,9 @@ from typing import Final, Literal
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.builder.cache import BuildCache, clock_ns
 from puzzlefs.builder.chunks import FileStream
+from puzzlefs.builder.finish import finish_image
 from puzzlefs.builder.pipeline import ChunkPipeline
-from puzzlefs.builder.processes import can_fork
+from puzzlefs.builder.processes import is_worth_processes
 from puzzlefs.builder.report import BuildReport, Progress
 from puzzlefs.builder.reuse import Reuse
 from puzzlefs.builder.scan import scan
@@ -29,7 +30,7 @@ from puzzlefs.chunking import ChunkerName
 from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs.image import DEFAULT_VERSION, dialect_of
-from puzzlefs.image_commit import CommittedImage, commit_again, commit_image
+from puzzlefs.image_commit import CommittedImage, commit_again
 from puzzlefs.oci import ImageReference, parse_reference
 
 Timestamps = Literal["none", "keep", "clamp"]
@@ -38,8 +39,6 @@ than a bound."""
 
 VERSIONS: Final = (1, 2, 3)
 
-WORTH_PROCESSES: Final = 64 << 20
-"""Bytes to read from which on workers are processes."""
 _INT64: Final = 1 << 63
 
 
@@ -158,7 +157,7 @@ def build(
                 version=format_version,
                 storage=stored,
                 workers=count,
-                processes=reuse is None and total >= WORTH_PROCESSES and can_fork(),
+                processes=reuse is None and is_worth_processes(total),
                 progress=lambda done: report(Progress("chunks", inodes, done, total)),
             ) as pipeline:
                 cutter = StreamCutter(cutter_of, pipeline)
@@ -173,19 +172,16 @@ def build(
                 pipeline.finish()
             if verify_cache and reuse is not None and memory is not None:
                 reuse.check(stream, pipeline.verity, f"the build cache {memory.path}")
-            writer.begin_write_out()  # while the metadata are encoded
-            report(Progress("commit", inodes, total, total))
-            new_chunks = writer.new_blobs
-            image = commit_image(
+            image, new_chunks = finish_image(
                 layout,
                 reference.tag,
+                found.inodes,
+                stream,
+                pipeline,
+                writer,
                 version=format_version,
-                layers=[found.inodes],
-                chunks=stream.chunks,
-                verity=pipeline.verity,
-                writer=writer,
-                compact=stored.compact_metadata,
-                compress_metadata=stored.compress_metadata,
+                storage=stored,
+                report=report,
             )
         if memory is not None:
             memory.save(found, stream, pipeline.verity, image, began_ns)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from puzzlefs.blobs import BlobWriter
 from puzzlefs.builder import Progress, StorageOptions
 from puzzlefs.builder.chunks import FileStream
+from puzzlefs.builder.finish import finish_image
 from puzzlefs.builder.stream import StreamCutter
 from puzzlefs.builder.workers import worker_count
 from puzzlefs.canonicalize.content import ContentReader
@@ -24,7 +25,6 @@ from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import FormatError
 from puzzlefs.image import Image, open_image
-from puzzlefs.image_commit import commit_image
 from puzzlefs.oci import ImageReference, make_reference, parse_reference
 
 
@@ -151,19 +151,16 @@ class _Canonicalization:
                     workers=self.workers,
                 ).run()
                 pipeline.finish()
-            writer.begin_write_out()  # while the metadata are encoded
-            self.progress(Progress("commit", inodes, total, total))
-            new_chunks = writer.new_blobs
-            committed = commit_image(
+            committed, new_chunks = finish_image(
                 layout,
                 self.tag,
+                found.inodes,
+                stream,
+                pipeline,
+                writer,
                 version=image.version,
-                layers=[found.inodes],
-                chunks=stream.chunks,
-                verity=pipeline.verity,
-                writer=writer,
-                compact=way.storage.compact_metadata,
-                compress_metadata=way.storage.compress_metadata,
+                storage=way.storage,
+                report=self.progress,
             )
         return CanonicalReport(
             digest=committed.verity,

@@ -11,9 +11,10 @@ from typing import Final
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.builder import BuildReport, Progress, StorageOptions, Timestamps
 from puzzlefs.builder.chunks import FileStream
+from puzzlefs.builder.finish import begin_commit
 from puzzlefs.builder.pipeline import ChunkPipeline
-from puzzlefs.builder.processes import can_fork
-from puzzlefs.builder.run import WORTH_PROCESSES, mtime_rule, refuse_overlap
+from puzzlefs.builder.processes import is_worth_processes
+from puzzlefs.builder.run import mtime_rule, refuse_overlap
 from puzzlefs.builder.scan import scan
 from puzzlefs.builder.source import SourceTree
 from puzzlefs.builder.storage import storage_of
@@ -112,16 +113,16 @@ def build_from_upper(
         upper: the upper directory.
         base: the image that is the lower directory.
         tag: the tag, moved if it is there.
-        compression: as for ``build_from_tree``, and so are the other arguments.
-        storage: see there.
-        chunker: see there.
-        timestamps: see there.
-        clamp_ns: see there.
-        check_existing: see there.
+        compression: whether to store new chunks as zstd; as the base's are, if not given.
+        storage: for compressed ones: how small, and cut how.
+        chunker: how the stream of new and changed files is cut.
+        timestamps: whether modification times are stored; as in the base, if not given.
+        clamp_ns: for ``clamp``: the latest time to store, in nanoseconds since the epoch.
+        check_existing: hash blobs that the layout holds already before relying on them.
         userxattr: whether the overlay is mounted with ``userxattr``, so that ``trusted.overlay.*`` are attributes like
             others, or without, so that ``user.overlay.*`` are; neither are part of the image if that is not known.
-        workers: see there.
-        progress: see there.
+        workers: as for ``build``.
+        progress: as for ``build``.
 
     Raises:
         PuzzlefsError: as ``build_from_tree``; ``SourceError`` also for an upper directory that does not fit the image.
@@ -182,15 +183,14 @@ class _Job:
                 version=base.version,
                 storage=self._storage,
                 workers=self._workers,
-                processes=total >= WORTH_PROCESSES and can_fork(),
+                processes=is_worth_processes(total),
                 progress=lambda done: self.report(Progress("chunks", inodes, done, total)),
             ) as pipeline:
                 cutter = StreamCutter(self._cutter_of, pipeline)
                 reader = StreamReader(tree, layer.files, cutter, cut_at_files=self._storage.cut_at_files)
                 reader.run()
                 pipeline.finish()
-            writer.begin_write_out()  # while the metadata are encoded
-            self.report(Progress("commit", inodes, total, total))
+            begin_commit(writer, inodes, stream, self.report)
             new_chunks = writer.new_blobs
             image = commit_on_top(
                 layout,

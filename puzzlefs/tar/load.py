@@ -18,9 +18,10 @@ from typing import BinaryIO, Final
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.builder import VERSIONS, Progress, StorageOptions, Timestamps
 from puzzlefs.builder.chunks import FileStream
+from puzzlefs.builder.finish import finish_image
 from puzzlefs.builder.pipeline import ChunkPipeline
-from puzzlefs.builder.processes import can_fork
-from puzzlefs.builder.run import WORTH_PROCESSES, mtime_rule
+from puzzlefs.builder.processes import is_worth_processes
+from puzzlefs.builder.run import mtime_rule
 from puzzlefs.builder.storage import storage_of
 from puzzlefs.builder.stream import StreamCutter
 from puzzlefs.builder.workers import worker_count
@@ -30,7 +31,6 @@ from puzzlefs.chunking import chunker as make_chunker
 from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import FormatError, InvalidArgumentError, NotFoundError, SourceError, UnsafePathError
 from puzzlefs.image import DEFAULT_VERSION, dialect_of
-from puzzlefs.image_commit import commit_image
 from puzzlefs.oci import ImageReference, parse_reference
 from puzzlefs.tar.archive import Extent, MemberReader
 from puzzlefs.tar.feed import feed
@@ -157,7 +157,7 @@ def import_tar(
             version=format_version,
             storage=stored,
             workers=workers,
-            processes=total >= WORTH_PROCESSES and can_fork(),
+            processes=is_worth_processes(total),
             progress=lambda done: report(Progress("chunks", inodes, done, total)),
         ) as pipeline:
             cutter = StreamCutter(cutter_of, pipeline)
@@ -166,19 +166,16 @@ def import_tar(
         for archive in opened:
             archive.check_unchanged()
             archive.close()  # or what it keeps would be put on disk with the image
-        writer.begin_write_out()  # while the metadata are encoded
-        report(Progress("commit", inodes, total, total))
-        new_chunks = writer.new_blobs
-        image = commit_image(
+        image, new_chunks = finish_image(
             layout,
             reference.tag,
+            found.inodes,
+            stream,
+            pipeline,
+            writer,
             version=format_version,
-            layers=[found.inodes],
-            chunks=stream.chunks,
-            verity=pipeline.verity,
-            writer=writer,
-            compact=stored.compact_metadata,
-            compress_metadata=stored.compress_metadata,
+            storage=stored,
+            report=report,
         )
         return ImportReport(
             digest=image.verity,

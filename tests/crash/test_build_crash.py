@@ -28,9 +28,9 @@ pytestmark = pytest.mark.crash
 PUZZLEFS = [str(Path(sys.executable).with_name("puzzlefs"))]
 _SMALL_WORTH_PROCESSES = """
 import sys
-from puzzlefs.builder import run as builder
+from puzzlefs.builder import processes
 from puzzlefs_cli.main import run
-builder.WORTH_PROCESSES = 0
+processes.WORTH_PROCESSES = 0
 sys.argv[0] = "puzzlefs"
 run()
 """
