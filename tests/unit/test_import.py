@@ -199,7 +199,7 @@ class TestSources:
         with pytest.raises(SourceError, match="archive changed while it was read"):
             import_tar(path, reference, progress=lambda _: os.truncate(path, 2000))
 
-    @pytest.mark.parametrize("data", [b"", b"\0", b"text" * 200, b"\x7fELF" + bytes(2000), gzip.compress(b"")])
+    @pytest.mark.parametrize("data", [b"", b"\0", b"text" * 200, b"\x7fELF" + bytes(2000), gzip.compress(b"", mtime=0)])
     def test_what_is_no_archive(self, tmp_path: Path, reference: str, data: bytes) -> None:
         path = tmp_path / "archive"
         path.write_bytes(data)
@@ -655,6 +655,21 @@ class TestWhiteouts:
             assert {path for path in self.over(reference, *members) if path.startswith(b"dir")} == {
                 b"dir", b"dir/sub", b"dir/sub/new",
             }  # fmt: skip
+
+    def test_what_is_in_a_directory_that_the_layer_does_not_mention(self, reference: str) -> None:
+        for members in (
+            (member(b"dir/.wh..wh..opq"), member(b"dir/sub/new")),
+            (member(b"dir/sub/new"), member(b"dir/.wh..wh..opq")),
+            (member(b"dir/sub/new"), member(b".wh.dir")),
+            (member(b"link", b"2", target=b"dir/sub"), member(b"link/new"), member(b"dir/.wh..wh..opq")),
+        ):
+            assert {path for path in self.over(reference, *members) if path.startswith(b"dir")} == {
+                b"dir", b"dir/sub", b"dir/sub/new",
+            }  # fmt: skip
+
+    def test_white_outs_do_not_keep_directories(self, reference: str) -> None:
+        found = self.over(reference, member(b"dir/sub/.wh.c"), member(b".wh.dir"), member(b"x", b"1", target=b"kept"))
+        assert found == {b"gone", b"replaced", b"replaced/old", b"kept", b"x"}
 
     def test_further_names_in_the_same_layer_stay(self, reference: str) -> None:
         found = self.over(
