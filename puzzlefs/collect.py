@@ -263,7 +263,10 @@ class _Collection:
                     continue  # one directory, looked at once
                 if not self.dry_run:
                     # (Another collection removes what has no name any more without a lock.)
-                    with storage_errors(f"remove {file.name} from", layout.path), contextlib.suppress(FileNotFoundError):
+                    with (
+                        storage_errors(f"remove {file.name} from", layout.path),
+                        contextlib.suppress(FileNotFoundError),
+                    ):
                         os.unlink(file.name, dir_fd=file.directory)
                 if not file.name.startswith(LEASE_PREFIX):
                     count += 1

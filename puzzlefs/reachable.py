@@ -35,10 +35,6 @@ _MAX_DEPTH: Final = 8
 _WORD: Final = 8
 _MAX_SEGMENTS: Final = 512
 _DIGEST: Final = re.compile(rb'"sha256:([0-9a-f]{64})"')
-_INDEX_TYPES: Final = (media_types.INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
-_MANIFEST_TYPES: Final = (media_types.MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
-_CHUNK_TYPES: Final = (media_types.FILE_DATA, media_types.FILE_DATA_ZSTD)
-_ROOTFS_TYPES: Final = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
 
 
 class Reachable:
@@ -88,9 +84,9 @@ class Reachable:
             raise FormatError(f"more than {_MAX_DEPTH} documents name one another down to {digest.oci}")
         if media_type == media_types.ROOTFS:
             self._scan_rootfs(digest, is_compressed=False)
-        elif media_type in _INDEX_TYPES:
+        elif media_type in media_types.INDEX_TYPES:
             self._document(digest, MAX_INDEX_SIZE, depth, is_index=True)
-        elif media_type in _MANIFEST_TYPES:
+        elif media_type in media_types.MANIFEST_TYPES:
             self._document(digest, MAX_MANIFEST_SIZE, depth, is_index=False)
         elif media_type.endswith("json"):
             self._document(digest, MAX_MANIFEST_SIZE, depth, is_index=True)
@@ -111,9 +107,9 @@ class Reachable:
                 if not isinstance(entry, Mapping):
                     continue
                 media_type = entry.get("mediaType")
-                if media_type in _ROOTFS_TYPES and key == "layers":
+                if media_type in media_types.ROOTFS_TYPES and key == "layers":
                     self._scan_rootfs(_digest_of(entry, digest), is_compressed=media_type == media_types.ROOTFS_ZSTD)
-                elif media_type in _INDEX_TYPES or media_type in _MANIFEST_TYPES:
+                elif media_type in media_types.INDEX_TYPES or media_type in media_types.MANIFEST_TYPES:
                     below = _digest_of(entry, digest)
                     # What a manifest refers to (its subject) need not be there, what an index lists must be.
                     if is_index or self._layout.blob_size(below) is not None:
@@ -151,7 +147,7 @@ class Reachable:
 
 def _without_chunk(value: dict[str, JsonValue]) -> JsonValue:
     """An object of a document; nothing for a chunk's descriptor, of which there are hundreds of thousands."""
-    return None if value.get("mediaType") in _CHUNK_TYPES else value
+    return None if value.get("mediaType") in media_types.CHUNK_TYPES else value
 
 
 def _digest_of(entry: Mapping[str, JsonValue], parent: Digest) -> Digest:

@@ -23,9 +23,6 @@ _MAX_DEPTH: Final = 8
 """Documents that name documents, one below the other."""
 _MAX_REFERRER_SIZE: Final = 4 << 20
 """Bytes of the largest manifest that is looked into for what it refers to; registries take no larger ones at all."""
-_INDEX_TYPES: Final = (media_types.INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
-_MANIFEST_TYPES: Final = (media_types.MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
-_ROOTFS_TYPES: Final = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
 
 
 class Survey:
@@ -89,7 +86,7 @@ class Survey:
 
     def _subject(self, entry: Descriptor) -> Digest | None:
         """What a document refers to; ``None`` if that cannot be told: something else is copied, so that is no error."""
-        if entry.media_type not in (*_INDEX_TYPES, *_MANIFEST_TYPES):
+        if entry.media_type not in (*media_types.INDEX_TYPES, *media_types.MANIFEST_TYPES):
             return None
         try:
             if (self._layout.blob_size(entry.digest) or 0) > _MAX_REFERRER_SIZE:
@@ -106,16 +103,16 @@ class Survey:
         if depth > _MAX_DEPTH:
             raise FormatError(f"more than {_MAX_DEPTH} documents name one another down to {digest.oci}")
         what = f"document {digest.oci}"
-        if descriptor.media_type in _INDEX_TYPES:
+        if descriptor.media_type in media_types.INDEX_TYPES:
             document = self._read(descriptor, MAX_INDEX_SIZE)
             for below in _descriptors(document, "manifests", what):
                 self._follow(below, depth + 1)
             self._follow_subject(document, what, depth)
-        elif descriptor.media_type in _MANIFEST_TYPES:
+        elif descriptor.media_type in media_types.MANIFEST_TYPES:
             document = self._read(descriptor, MAX_MANIFEST_SIZE)
             listed = [Descriptor.from_json(document.get("config"), f"{what}: config")]
             listed += _descriptors(document, "layers", what)
-            if any(layer.media_type in _ROOTFS_TYPES for layer in listed):
+            if any(layer.media_type in media_types.ROOTFS_TYPES for layer in listed):
                 self._add_image(digest, [one.digest for one in listed])
             else:
                 for layer in listed:

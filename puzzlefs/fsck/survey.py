@@ -31,8 +31,6 @@ from puzzlefs.wire import codec_for, rootfs_version
 
 _MAX_DEPTH: Final = 4
 _MAX_ENTRIES: Final = 100_000
-_ROOTFS_TYPES: Final = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
-_CHUNK_TYPES: Final = frozenset({media_types.FILE_DATA, media_types.FILE_DATA_ZSTD})
 
 
 @dataclass(slots=True)
@@ -175,14 +173,14 @@ class Surveyor:
         rootfs: list[Descriptor] = []
         for position, value in enumerate(manifest.layer_objects):
             try:
-                if isinstance(value, Mapping) and value.get("mediaType") in _CHUNK_TYPES:
+                if isinstance(value, Mapping) and value.get("mediaType") in media_types.CHUNK_TYPES:
                     self._listed_chunk(value, number)
                     continue
                 layer = Descriptor.from_json(value, f"the OCI manifest's layer {position}")
             except FormatError as error:
                 self._malformed(number, error.message)
                 continue
-            if layer.media_type in _ROOTFS_TYPES:
+            if layer.media_type in media_types.ROOTFS_TYPES:
                 rootfs.append(layer)
             else:
                 self._expect(layer.digest, "layer", number, size=layer.size)

@@ -18,6 +18,13 @@ MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX: Final = "application/vnd.oci.image.index.v1+json"
 EMPTY: Final = "application/vnd.oci.empty.v1+json"
 
+# Tuples: a document may have something instead of a media type that no set can be asked about.
+ROOTFS_TYPES: Final = (ROOTFS, ROOTFS_ZSTD)
+CHUNK_TYPES: Final = (FILE_DATA, FILE_DATA_ZSTD)
+MANIFEST_TYPES: Final = (MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
+INDEX_TYPES: Final = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
+"""What manifests, and indexes, are called; by other programs, too."""
+
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 """Annotation of a descriptor in ``index.json``: the tag."""
 
