@@ -245,18 +245,17 @@ class UnpackedTree:
         return parts
 
     def _directory(self, parts: list[bytes], *, make: bool = True) -> _Node:
-        """The directory with this path; what is missing of it is made, if wanted."""
+        """The directory with this path; what is missing of it is made, if something is to be put there."""
         node = self._root
         for index, part in enumerate(parts):
-            found = _entries(node).get(part)
+            entries = _entries(node)
+            found = entries.get(part)
             if found is None:
                 if not make:
                     raise FormatError(f"the archive has no {_shown(parts, index)}")
-                below = self._counted(_new_directory())
-                _entries(node)[part] = below, self._archive
-                node = below
+                node = self._make(entries, part)
             elif found[0].entries is not None:
-                node = found[0]
+                node = self._enter(entries, part, found, make=make)
             else:
                 return self._follow(parts, make=make)
         return node
@@ -273,7 +272,8 @@ class UnpackedTree:
                 if len(way) > 1:
                     way.pop()
                 continue
-            found = _entries(way[-1]).get(part)
+            entries = _entries(way[-1])
+            found = entries.get(part)
             if found is None:
                 if is_of_link or not make:
                     raise FormatError(
@@ -281,11 +281,9 @@ class UnpackedTree:
                         if is_of_link
                         else f"the archive has no {printable(part)}"
                     )
-                below = self._counted(_new_directory())
-                _entries(way[-1])[part] = below, self._archive
-                way.append(below)
+                way.append(self._make(entries, part))
             elif found[0].entries is not None:
-                way.append(found[0])
+                way.append(self._enter(entries, part, found, make=make))
             elif isinstance(found[0].content, Symlink):
                 links += 1
                 if links > _MAX_LINKS:
@@ -299,6 +297,21 @@ class UnpackedTree:
             else:
                 raise FormatError(f"{printable(part)}, which is on the way to it, is not a directory")
         return way[-1]
+
+    def _make(self, entries: dict[bytes, tuple[_Node, int]], name: bytes) -> _Node:
+        """A directory that no member mentions."""
+        node = self._counted(_new_directory())
+        entries[name] = node, self._archive
+        return node
+
+    def _enter(
+        self, entries: dict[bytes, tuple[_Node, int]], name: bytes, found: tuple[_Node, int], *, make: bool
+    ) -> _Node:
+        """A directory on the way. If there is to be something in it, white-outs of this archive leave it there."""
+        node, archive = found
+        if make and archive != self._archive:
+            entries[name] = node, self._archive
+        return node
 
     # ---- white-outs
 
