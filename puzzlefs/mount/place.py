@@ -37,6 +37,7 @@ from typing import Final
 from puzzlefs.digest import Digest
 from puzzlefs.errors import InvalidArgumentError, MountError
 from puzzlefs.mount.mountinfo import RO, mounted_at
+from puzzlefs.mount.namespace import fd_path
 from puzzlefs.mount.origins import forget_origins
 from puzzlefs.mount.record import DIRECTORY, RECORD, Record, read_record, write_record
 from puzzlefs.oci import ImageReference
@@ -94,15 +95,21 @@ class Place:
         """Give a fresh upper directory the attributes of the directory that the descriptor ``root`` stands for.
 
         Raises:
-            OSError: if the host refuses one.
+            MountError: if the host refuses one.
         """
-        status = os.fstat(root)
-        os.fchown(self.upper_fd, status.st_uid, status.st_gid)
-        os.fchmod(self.upper_fd, stat.S_IMODE(status.st_mode))
-        for name in os.listxattr(root):
-            if not name.startswith(_PRIVATE_XATTRS):
-                os.setxattr(self.upper_fd, name, os.getxattr(root, name))
-        os.utime(self.upper_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+        try:
+            status = os.fstat(root)
+            os.fchown(self.upper_fd, status.st_uid, status.st_gid)
+            os.fchmod(self.upper_fd, stat.S_IMODE(status.st_mode))
+            for name in os.listxattr(root):
+                if not name.startswith(_PRIVATE_XATTRS):
+                    os.setxattr(self.upper_fd, name, os.getxattr(root, name))
+            os.utime(self.upper_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+        except OSError as error:
+            raise MountError(
+                f"{self.upper_path} cannot have the attributes of the image's root directory: {error.strerror}",
+                hint="name a directory on another file system with --persist",
+            ) from error
 
     # ---- making
 
@@ -133,9 +140,19 @@ class Place:
                 hint="unmount that one first; it may be in another mount namespace, that of a container",
             )
         if upper is not None:
-            forget_origins(self.upper_fd)
+            self._forget_origins()
         status = os.fstat(self.upper_fd)
         self._write(Record(os.urandom(16).hex(), image, manifest, upper, (status.st_dev, status.st_ino)))
+
+    def _forget_origins(self) -> None:
+        try:
+            forget_origins(self.upper_fd)
+        except OSError as error:
+            path = os.fsdecode(error.filename).replace(fd_path(self.upper_fd), os.fspath(self.upper_path), 1)
+            raise MountError(
+                f"{path} cannot forget the image that it was written over: {error.strerror}",
+                hint="it must be possible to change what is in the upper directory: see lsattr",
+            ) from error
 
     def _make_in_point(self, name: str) -> None:
         try:
@@ -208,15 +225,8 @@ def made(point: Path, image: ImageReference, manifest: Digest, upper: Path | Non
     place = Place(point, top)
     try:
         _clear_left_over(top, point)
-        try:
-            with _locked(top, point):
-                place._make_or_nothing(image, manifest, upper)
-        except OSError as error:
-            subject = error.filename or point
-            raise MountError(
-                f"{point} cannot be mounted writable: {os.fsdecode(subject)}: {error.strerror}",
-                hint="the mount point must be on a file system that can be written to",
-            ) from error
+        with host_errors(point), _locked(top, point):
+            place._make_or_nothing(image, manifest, upper)
         try:
             yield place
         except BaseException:
@@ -231,6 +241,19 @@ def made(point: Path, image: ImageReference, manifest: Digest, upper: Path | Non
     finally:
         place._close()
         os.close(top)
+
+
+@contextlib.contextmanager
+def host_errors(point: Path) -> Iterator[None]:
+    """Turn what the host says while a mount is made into ``MountError``."""
+    try:
+        yield
+    except OSError as error:
+        subject = error.filename or point
+        raise MountError(
+            f"{point} cannot be mounted writable: {os.fsdecode(subject)}: {error.strerror}",
+            hint="the mount point must be on a file system that can be written to",
+        ) from error
 
 
 def clear_left_over(point: Path) -> None:

@@ -96,9 +96,14 @@ def write_record(top: int, record: Record) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=top)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(temporary, flags, 0o600, dir_fd=top), "wb") as file:
-        file.write(record.encode())
-    os.replace(temporary, RECORD, src_dir_fd=top, dst_dir_fd=top)
+    fd = os.open(temporary, flags, 0o600, dir_fd=top)
+    try:
+        with open(fd, "wb") as file:
+            file.write(record.encode())
+        os.replace(temporary, RECORD, src_dir_fd=top, dst_dir_fd=top)
+    except BaseException:
+        os.unlink(temporary, dir_fd=top)
+        raise
 
 
 def read_record(top: int, point: Path) -> Record | None:

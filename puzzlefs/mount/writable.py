@@ -31,7 +31,7 @@ from puzzlefs.mount.engine import checked_mountpoint
 from puzzlefs.mount.mountinfo import OVERLAY_FS_TYPE, RO, Mount, all_mounts, mounted_at, writable_mount
 from puzzlefs.mount.options import MountOptions, parse_options
 from puzzlefs.mount.overlay import Branch, mount_overlay, take_away
-from puzzlefs.mount.place import Place, made
+from puzzlefs.mount.place import Place, host_errors, made
 from puzzlefs.mount.record import DIRECTORY
 from puzzlefs.mount.serve import EngineName, mount
 from puzzlefs.mount.signals import ENDING, held_back
@@ -137,7 +137,10 @@ class _Overlay:
     def _stand(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # they are for the thread that serves
         try:
-            self._begin()
+            with host_errors(self._place.point):
+                self._begin()
+            if self._on_ready is not None:
+                self._on_ready()
         except BaseException as error:  # noqa: BLE001  a caller's on_ready may fail in any way
             self.failure = error
             _detach(self._mount)
@@ -168,8 +171,6 @@ class _Overlay:
             raise MountError(f"{place.point} was unmounted before it was ready")
         place.note_device(self._mount.device)
         log.info("%s can be written to; changes are in %s", place.point, place.upper_path)
-        if self._on_ready is not None:
-            self._on_ready()
 
     def _watch(self) -> None:
         """Wait until the overlay is no more in this namespace, and take the image away then."""

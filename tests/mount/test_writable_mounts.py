@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     os.setxattr(source, "user.colour", b"blue")
     digest_of(puzzlefs("build", "--timestamps", "keep", source, f"{base}/images:t"))
     return f"{base}/images:t"
-
-
-def _wait_until_gone(path: Path) -> None:
-    deadline = time.monotonic() + 20
-    while os.listdir(path) or mounts_at(path):
-        assert time.monotonic() < deadline, (os.listdir(path), mounts_at(path))
-        time.sleep(0.02)
 
 
 def _shown_root(path: Path) -> tuple[int, int, int, int, bytes]:
@@ -493,6 +487,60 @@ def test_a_mount_point_that_cannot_be_written_to(image: str, tmp_path: Path) -> 
         message = _refused(7, "-w", image, lower.path / "mnt")
         assert "Read-only file system" in message
         assert str(lower.path / "mnt") in message
+
+
+@contextlib.contextmanager
+def _in_memory(path: Path, *options: str) -> Iterator[Path]:
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_mount_point_on_a_full_file_system(image: str, tmp_path: Path) -> None:
+    with _in_memory(tmp_path / "mnt", "-o", "size=4k") as path:
+        (path / "full").write_bytes(bytes(4096))
+        assert f"{path} cannot be mounted writable: " in _refused(7, "-p", tmp_path / "upper", image, path)
+        assert os.listdir(path) == ["full"]
+    assert not (tmp_path / "upper").exists()
+
+
+def test_attributes_of_the_root_that_the_host_cannot_store(tmp_path: Path) -> None:
+    with _in_memory(tmp_path / "source") as source:
+        os.setxattr(source, "user.large", bytes(20_000))
+        (source / "file").write_text("x")
+        puzzlefs("build", source, f"{tmp_path}/images:t")
+    path = tmp_path / "mnt"
+    path.mkdir()
+    try:
+        os.setxattr(path, "user.large", bytes(20_000))
+    except OSError:
+        pass
+    else:
+        pytest.skip("the file system of temporary files stores large attributes")
+    message = _refused(7, "-w", f"{tmp_path}/images:t", path)
+    assert f"{path / 'upper'} cannot have the attributes of the image's root directory: " in message
+    assert os.listdir(path) == []
+    assert mounts_at(path) == []
+
+
+def test_an_upper_directory_that_holds_what_cannot_be_changed(image: str, tmp_path: Path) -> None:
+    path, upper = tmp_path / "mnt", tmp_path / "upper"
+    for directory in (path, upper):
+        directory.mkdir()
+    stubborn = upper / "stubborn"
+    stubborn.write_text("x")
+    if subprocess.run(["chattr", "+i", stubborn], capture_output=True, check=False).returncode != 0:
+        pytest.skip("the file system has no immutable files")
+    try:
+        assert f"puzzlefs: {stubborn} cannot forget " in _refused(7, "-p", upper, image, path)
+    finally:
+        subprocess.run(["chattr", "-i", stubborn], check=True)
+    assert os.listdir(path) == []
+    assert os.listdir(upper) == ["stubborn"]
+    assert not (tmp_path / "upper.work").exists()
 
 
 def test_without_root(image: str, tmp_path: Path) -> None:
