@@ -33,7 +33,7 @@ from puzzlefs.errors import FormatError, InvalidArgumentError, PathError, PathNo
 from puzzlefs.image_file import FileSource, ImageFile, open_file
 from puzzlefs.model import Kind
 from puzzlefs.vfs import Attributes
-from puzzlefs.vfs.paths import Place, entries_of, resolve, walk_below
+from puzzlefs.vfs.paths import MAX_PATH, Place, entries_of, join, resolve, shown, walk_below
 
 _BLOCK_SIZE: Final = 4096
 _NS: Final = 1_000_000_000
@@ -213,7 +213,8 @@ class ImagePath:
 
     def is_mount(self) -> bool:
         """Whether it is the root: an image has no other mount points."""
-        return self.exists() and self._place(True).path == b"/"
+        place = self._find(True)
+        return place is not None and place.path == b"/"
 
     def samefile(self, other: ImagePath) -> bool:
         """Whether both lead to one inode of one image; raises as ``stat``."""
@@ -241,15 +242,24 @@ class ImagePath:
             PathError: if the path cannot be followed.
             FormatError: if the image is malformed on the way.
         """
-        try:
-            return self._at(os.fsdecode(self._place(True).path))
-        except PathNotFoundError:
-            if strict:
-                raise
-        if self.is_symlink():  # to something that is missing
-            return self.parent.joinpath(self.readlink()).resolve()
-        parent = self.parent.resolve()
-        return parent.parent if self.name == ".." else parent / self.name
+        path = self
+        missing: list[str] = []  # names behind ``path``, the last one first
+        while True:
+            try:
+                place = path._place(True)
+                break
+            except PathNotFoundError:
+                if strict:
+                    raise
+            if path.is_symlink():  # to something that is missing
+                path = path.parent.joinpath(path.readlink())
+            else:
+                missing.append(path.name)
+                path = path.parent
+        path = self._at(os.fsdecode(place.path))
+        for name in reversed(missing):
+            path = path.parent if name == ".." else path / name
+        return path
 
     def xattrs(self, *, follow_symlinks: bool = True) -> Mapping[bytes, bytes]:
         """The extended attributes; raises as ``stat``."""
@@ -280,26 +290,39 @@ class ImagePath:
             on_error: told of directories that cannot be listed; they are left out either way.
             follow_symlinks: enter directories through links too. Links can lead in circles.
         """
-        try:
-            entries = entries_of(self._image.tree, self._place(True))
-        except (PathError, PathNotFoundError, FormatError) as error:
-            if on_error is not None:
-                on_error(error)
-            return
-        directories: list[str] = []
-        others: list[str] = []
-        for entry in entries:
-            name = os.fsdecode(entry.name)
-            is_directory = entry.kind is Kind.DIRECTORY or (
-                follow_symlinks and entry.kind is Kind.SYMLINK and self._child(name).is_dir()
-            )
-            (directories if is_directory else others).append(name)
-        if top_down:
-            yield self, directories, others
-        for name in directories:
-            yield from self._child(name).walk(top_down, on_error, follow_symlinks)
-        if not top_down:
-            yield self, directories, others
+        waiting: list[tuple[Self, Place | None] | tuple[Self, list[str], list[str]]] = [(self, None)]
+        while waiting:
+            item = waiting.pop()
+            if len(item) == 3:  # its turn comes after what is in it
+                yield item
+                continue
+            path, place = item
+            try:
+                if place is None or place.ino in self._image.tree.links().misplaced:
+                    place = path._place(True)
+                if len(place.path) > MAX_PATH:
+                    raise FormatError(f"{shown(place.path)} is too deep: its path has more than {MAX_PATH} bytes")
+                entries = entries_of(self._image.tree, place)
+            except (PathError, PathNotFoundError, FormatError) as error:
+                if on_error is not None:
+                    on_error(error)
+                continue
+            inside: dict[str, Place | None] = {}  # of directories behind links it takes the path to tell the place
+            others: list[str] = []
+            for entry in entries:
+                name = os.fsdecode(entry.name)
+                if entry.kind is Kind.DIRECTORY:
+                    inside[name] = Place(join(place.path, entry.name), place.ino, entry.ino, entry.kind)
+                elif follow_symlinks and entry.kind is Kind.SYMLINK and path._child(name).is_dir():
+                    inside[name] = None
+                else:
+                    others.append(name)
+            directories = list(inside)
+            if top_down:
+                yield path, directories, others
+            else:
+                waiting.append((path, directories, others))
+            waiting += [(path._child(name), inside.get(name)) for name in reversed(directories)]
 
     def glob(self, pattern: str) -> Iterator[Self]:
         """What is below this directory and matches ``pattern``, each path once.
@@ -403,11 +426,15 @@ class ImagePath:
     def _attributes(self, follow: bool) -> Attributes:
         return self._image.tree.attributes(self._place(follow).ino)
 
-    def _kind(self, follow: bool) -> Kind | None:
+    def _find(self, follow: bool) -> Place | None:
         try:
-            return self._place(follow).kind
+            return self._place(follow)
         except (PathNotFoundError, PathError):
             return None
+
+    def _kind(self, follow: bool) -> Kind | None:
+        place = self._find(follow)
+        return None if place is None else place.kind
 
     def _matching(self, paths: Iterable[Self], segment: str, *, is_last: bool) -> Iterator[Self]:
         """What one segment of a pattern makes of the paths that the segments before it found."""
@@ -427,8 +454,8 @@ class ImagePath:
 
     def _below(self, *, directories_only: bool) -> Iterator[Self]:
         """This path and everything below it."""
-        place = self._kind(True) and self._place(True)
-        if not place:
+        place = self._find(True)
+        if place is None:
             return
         yield self
         for visit in walk_below(self._image.tree, place, bytes(self)):

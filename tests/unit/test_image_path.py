@@ -27,13 +27,14 @@ from puzzlefs.errors import (
     PathIsDirectoryError,
     PathNotDirectoryError,
     PathNotFoundError,
+    PuzzlefsError,
 )
 from puzzlefs.image import Image, open_image
 from puzzlefs.image_file import WINDOW, ImageFile, content_of
 from puzzlefs.image_owners import Owners
 from puzzlefs.image_path import ImagePath
 from puzzlefs.model import CharDevice, Fifo
-from puzzlefs.vfs.paths import resolve
+from puzzlefs.vfs.paths import MAX_PATH, resolve
 
 pytestmark = pytest.mark.unit
 
@@ -228,6 +229,42 @@ def test_walks(image: Image, root: Path) -> None:
     errors: list[object] = []
     assert list(image.path("nothing").walk(on_error=errors.append)) == []
     assert [type(error) for error in errors] == [PathNotFoundError]
+
+
+def test_deep_trees_are_walked(tmp_path: Path) -> None:
+    depth = 3000
+    inodes = [f.directory(ino, {b"d": ino + 1}) for ino in range(1, depth)]
+    with open_image(
+        Forge(tmp_path / "layout").image([*inodes, f.directory(depth, {b"file": depth + 1}), f.regular(depth + 1)])
+    ) as image:
+        for top_down in (True, False):
+            walked = list(image.path().walk(top_down))
+            assert [len(path.parts) for path, _, _ in walked[:: 1 if top_down else -1]] == list(range(1, depth + 1))
+            assert [others for _, _, others in walked if others] == [["file"]]
+
+
+def test_links_to_what_is_missing_far_below(tmp_path: Path) -> None:
+    inodes = [f.directory(1, {b"link": 2}), f.symlink(2, b"x/" * 2000 + b"x")]
+    with open_image(Forge(tmp_path / "layout").image(inodes)) as image:
+        assert image.path("link").resolve() == image.path().joinpath(*["x"] * 2001)
+
+
+def test_directories_too_deep_to_be_named_are_not_walked(tmp_path: Path) -> None:
+    count = 2 * MAX_PATH // 250
+    inodes = [f.directory(ino, {b"d" * 250: ino + 1}) for ino in range(1, count)]
+    with open_image(Forge(tmp_path / "layout").image([*inodes, f.directory(count)])) as image:
+        errors: list[PuzzlefsError] = []
+        assert len(list(image.path().walk(on_error=errors.append))) == MAX_PATH // 251 + 1
+        assert [type(error) for error in errors] == [FormatError]
+        assert "too deep" in str(errors[0])
+
+
+def test_walks_through_directories_with_two_places(tmp_path: Path) -> None:
+    inodes = [f.directory(1, {b"a": 2, b"b": 2, b"c": 1, b"d": 3}), f.directory(2, {b"e": 3}), f.directory(3)]
+    with open_image(Forge(tmp_path / "layout").image(inodes)) as image:
+        errors: list[PuzzlefsError] = []
+        assert [str(path) for path, _, _ in image.path().walk(on_error=errors.append)] == ["/", "/a", "/d"]
+        assert [type(error) for error in errors] == [FormatError] * 3
 
 
 def test_the_path_itself(image: Image) -> None:
