@@ -36,7 +36,9 @@ def embedded_sizes(tables: Sequence[InodeTable]) -> list[int]:
         words = 0
         if isinstance(table, WireInodeTable):
             message, records = table.place()
-            words = reached.setdefault(id(message), _Reach(message)).inodes(records)
+            if id(message) not in reached:
+                reached[id(message)] = _Reach(message)
+            words = reached[id(message)].inodes(records)
         sizes.append(words << 3)
     return sizes[::-1]
 
