@@ -92,7 +92,7 @@ def inode_in_layers(image: Image, ino: int) -> dict[str, JsonValue]:
     """
     layers = image.rootfs.metadata_layers
     for position, table in enumerate(layers):
-        found = _mentioned(table, ino)
+        found = table.find(ino)
         if found is not None:
             return {**inode_object(found), "layer": len(layers) - position}
     raise NotFoundError(f"{image.reference} has no inode {ino}", hint=f"its numbers go up to {_highest(layers)}")
@@ -100,10 +100,6 @@ def inode_in_layers(image: Image, ino: int) -> dict[str, JsonValue]:
 
 def _highest(layers: tuple[InodeTable, ...]) -> int:
     return max((table.max_ino() for table in layers), default=0)
-
-
-def _mentioned(table: InodeTable, ino: int) -> Inode | None:
-    return table.find(ino) if 0 <= ino < 1 << 64 else None
 
 
 def inode_object(inode: Inode) -> dict[str, JsonValue]:
