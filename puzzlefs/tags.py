@@ -20,7 +20,7 @@ from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
 from puzzlefs.blobs.host import storage_errors
 from puzzlefs.callable_module import make_callable
 from puzzlefs.digest import Digest
-from puzzlefs.errors import BlobNotFoundError, PuzzlefsError, TagNotFoundError
+from puzzlefs.errors import BlobNotFoundError, PuzzlefsError
 from puzzlefs.image import MAX_MANIFEST_SIZE
 from puzzlefs.oci import Descriptor, Dialect, ImageReference, Index, make_reference, media_types, parse_reference
 from puzzlefs.verity import verity_digest
@@ -100,9 +100,8 @@ def tags(layout: str | os.PathLike[str]) -> TagsReport:
     """
     with Layout.open(Path(layout)) as opened:
         index = opened.read_index()
-        found = [(tag, index.find(tag)) for tag in index.tags()]
-        digests: dict[Digest, tuple[str | None, str | None]] = {}
-        infos = [_info(opened, tag, entry, digests) for tag, entry in found if entry is not None]
+        digests: dict[tuple[Digest, str], tuple[str | None, str | None]] = {}
+        infos = [_info(opened, tag, entry, digests) for tag, entry in index.tagged().items()]
     return TagsReport(
         layout=str(layout),
         tags=tuple(infos),
@@ -127,12 +126,12 @@ def tag(image: ImageReference | str, new_tag: str) -> TagChange:
     target = make_reference(reference.layout, new_tag)
     with Layout.open(reference.layout) as layout, layout.locked():
         index = layout.read_index()
-        entry = _find(index, reference)
+        entry = layout.find_entry(index, reference.tag)
         with storage_errors("read", layout.blob_path(entry.digest)):
             if layout.blob_size(entry.digest) is None:
                 raise BlobNotFoundError(entry.digest.hex(), str(layout.blob_path(entry.digest)))
         before = index.find(new_tag)
-        if before != _named(entry, new_tag):
+        if before != entry.with_annotation(media_types.REF_NAME, new_tag):
             index = index.with_tag(new_tag, entry)
             layout.write_index(index)
     return _change(target, entry, before, index)
@@ -152,7 +151,7 @@ def untag(image: ImageReference | str) -> TagChange:
     reference = parse_reference(image) if isinstance(image, str) else image
     with Layout.open(reference.layout) as layout, layout.locked():
         index = layout.read_index()
-        entry = _find(index, reference)
+        entry = layout.find_entry(index, reference.tag)
         # All entries of this name: where it stands twice, the one that did not count must not begin to count.
         kept = [one for one in index.manifests if one.annotation(media_types.REF_NAME) != reference.tag]
         index = replace(index, manifests=tuple(kept))
@@ -160,29 +159,18 @@ def untag(image: ImageReference | str) -> TagChange:
     return _change(reference, entry, entry, index)
 
 
-def _find(index: Index, reference: ImageReference) -> Descriptor:
-    entry = index.find(reference.tag)
-    if entry is None:
-        raise TagNotFoundError(str(reference.layout), reference.tag, index.tags())
-    return entry
-
-
-def _named(entry: Descriptor, name: str) -> Descriptor:
-    return replace(entry, annotations={**(entry.annotations or {}), media_types.REF_NAME: name})
-
-
 def _change(reference: ImageReference, entry: Descriptor, before: Descriptor | None, index: Index) -> TagChange:
-    others = [(name, index.find(name)) for name in index.tags() if name != reference.tag]
+    others = [name for name, other in index.tagged().items() if other.digest == entry.digest and name != reference.tag]
     return TagChange(
         image=str(reference),
         manifest=entry.digest.oci,
         before=None if before is None else before.digest.oci,
-        other_tags=tuple(name for name, other in others if other is not None and other.digest == entry.digest),
+        other_tags=tuple(others),
     )
 
 
 def _info(
-    layout: Layout, name: str, entry: Descriptor, digests: dict[Digest, tuple[str | None, str | None]]
+    layout: Layout, name: str, entry: Descriptor, digests: dict[tuple[Digest, str], tuple[str | None, str | None]]
 ) -> TagInfo:
     created = _created(entry)
     size: int | None = None
@@ -193,9 +181,10 @@ def _info(
             blob_time = None
         else:
             size, blob_time = status.st_size, status.st_mtime_ns
-    if entry.digest not in digests:
-        digests[entry.digest] = _digest(layout, entry)
-    digest, problem = digests[entry.digest]
+    key = entry.digest, entry.media_type
+    if key not in digests:
+        digests[key] = _digest(layout, entry)
+    digest, problem = digests[key]
     return TagInfo(
         tag=name,
         manifest=entry.digest.oci,

@@ -25,8 +25,8 @@ from typing import Final, Self
 
 from puzzlefs.blobs.host import open_regular, read_bounded, storage_errors, sync_file_system
 from puzzlefs.digest import Digest
-from puzzlefs.errors import BlobNotFoundError, FormatError, InvalidArgumentError, NotFoundError
-from puzzlefs.oci import Dialect, Index
+from puzzlefs.errors import BlobNotFoundError, FormatError, InvalidArgumentError, NotFoundError, TagNotFoundError
+from puzzlefs.oci import Descriptor, Dialect, Index
 from puzzlefs.oci.json_text import encode, parse_object
 
 MAX_INDEX_SIZE: Final = 16 << 20
@@ -177,6 +177,17 @@ class Layout:
         if index.dialect is not self.dialect:
             raise FormatError(f"{path} is not what {_MARKER} beside it says: its schemaVersion does not fit")
         return index
+
+    def find_entry(self, index: Index, tag: str) -> Descriptor:
+        """What a tag of its index points to.
+
+        Raises:
+            TagNotFoundError: if there is no such tag.
+        """
+        entry = index.find(tag)
+        if entry is None:
+            raise TagNotFoundError(str(self.path), tag, index.tags())
+        return entry
 
     def update_index(self, change: Callable[[Index], Index]) -> None:
         """Replace the index by ``change(index)``: under the lock, atomically, and on disk when this returns.

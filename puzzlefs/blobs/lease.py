@@ -10,8 +10,8 @@ for nothing. Each line of it names a root::
 
 The other half is a ``flock`` on the directory of the blobs itself, which all layouts that share it have in common. Who
 relies on a blob that is there looks and writes the line under the shared lock (``claim``); ``gc`` reads all leases,
-lists the directory and takes names away under the exclusive one. So either ``gc`` sees the line, or the owner sees that the blob
-is gone. No clock is involved. What a build adds is named before it gets its name (``name``), likewise.
+lists the directory and takes names away under the exclusive one. So either ``gc`` sees the line, or the owner sees
+that the blob is gone. No clock is involved. What a build adds is named before it gets its name (``name``), likewise.
 
 The lock is held for microseconds by owners, and for as long as it takes to rename what is unreachable by ``gc``.
 

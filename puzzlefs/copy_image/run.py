@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from puzzlefs.blobs.transfer import Transferred
 from puzzlefs.builder.workers import started_pool, worker_count
 from puzzlefs.copy_image.survey import Survey
 from puzzlefs.digest import Digest, VerityDigest
-from puzzlefs.errors import InvalidArgumentError, NotFoundError, TagNotFoundError
+from puzzlefs.errors import InvalidArgumentError, NotFoundError
 from puzzlefs.image import find_manifest, open_image
 from puzzlefs.oci import Descriptor, Dialect, ImageReference, Index, media_types, parse_reference
 
@@ -95,12 +95,10 @@ def copy_image(
     goal = target if isinstance(target, ImageReference) else parse_target(os.fspath(target), source.tag)
     with Layout.open(source.layout) as layout:
         index = layout.read_index()
-        entry = index.find(source.tag)
-        if entry is None:
-            raise TagNotFoundError(str(source.layout), source.tag, index.tags())
+        entry = layout.find_entry(index, source.tag)
         if digest is not None:
             open_image(source, digest=digest, manifest=find_manifest(layout, index, source).digest).close()
-        return _Copy(layout, index, [(goal.tag, entry)], goal.layout, check_existing, workers, progress).run(started)
+        return _Copy(layout, index, {goal.tag: entry}, goal.layout, check_existing, workers, progress).run(started)
 
 
 def copy_all(
@@ -126,8 +124,7 @@ def copy_all(
     started = time.monotonic()
     with Layout.open(Path(layout)) as opened:
         index = opened.read_index()
-        entries = [(tag, entry) for tag in index.tags() if (entry := index.find(tag)) is not None]
-        return _Copy(opened, index, entries, Path(target), check_existing, workers, progress).run(started)
+        return _Copy(opened, index, index.tagged(), Path(target), check_existing, workers, progress).run(started)
 
 
 def parse_target(text: str, tag: str) -> ImageReference:
@@ -150,7 +147,7 @@ class _Copy:
         self,
         source: Layout,
         index: Index,
-        entries: Sequence[tuple[str, Descriptor]],
+        entries: Mapping[str, Descriptor],
         target: Path,
         check_existing: bool,
         workers: int | None,
@@ -167,9 +164,9 @@ class _Copy:
     def run(self, started: float) -> CopyReport:
         survey = Survey(self._source)
         refuse_other_kind(self._source, self._target)
-        for tag, entry in self._entries:
+        for tag, entry in self._entries.items():
             survey.add(tag, entry)
-        referrers = survey.referrers(self._index, [entry for _, entry in self._entries])
+        referrers = survey.referrers(self._index, self._entries.values())
         blobs = survey.blobs
         with (
             Layout.open_or_create(self._target, self._source.dialect) as layout,
@@ -179,7 +176,7 @@ class _Copy:
             layout.update_index(lambda index: self._with_entries(index, referrers))
             new = sum(writer.transferred.values())
             return CopyReport(
-                images=tuple(f"{self._target}:{tag}" for tag, _ in self._entries),
+                images=tuple(f"{self._target}:{tag}" for tag in self._entries),
                 referrers=len(referrers),
                 blobs=len(blobs),
                 bytes=sum(blobs.values()),
@@ -214,21 +211,22 @@ class _Copy:
                 writer.commit()
 
     def _with_entries(self, index: Index, referrers: Sequence[Descriptor]) -> Index:
+        """The index with all of them; tags that point there already stay where they are."""
+        there = index.tagged()
+        new: dict[str, Descriptor] = {}
         for referrer in referrers:
             tag = referrer.annotation(media_types.REF_NAME)
             if tag is not None:
-                index = _with_tag(index, tag, referrer)
+                new[tag] = referrer
             elif referrer not in index.manifests:
                 index = replace(index, manifests=(*index.manifests, referrer))
-        for tag, entry in self._entries:
-            index = _with_tag(index, tag, entry)
-        return index
-
-
-def _with_tag(index: Index, tag: str, entry: Descriptor) -> Index:
-    """The index with the tag, which stays where it is if it points there already."""
-    annotations = {**(entry.annotations or {}), media_types.REF_NAME: tag}
-    return index if index.find(tag) == replace(entry, annotations=annotations) else index.with_tag(tag, entry)
+        new.update(self._entries)
+        moved = {
+            tag: entry
+            for tag, entry in new.items()
+            if there.get(tag) != entry.with_annotation(media_types.REF_NAME, tag)
+        }
+        return index.with_tags(moved)
 
 
 def refuse_other_kind(source: Layout, target: Path) -> None:

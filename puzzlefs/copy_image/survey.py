@@ -5,7 +5,7 @@ Documents are verified before they are followed. What a document names comes bef
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
@@ -53,23 +53,23 @@ class Survey:
         self._tag = tag
         self._follow(entry, 0)
 
-    def referrers(self, index: Index, copied: Collection[Descriptor]) -> list[Descriptor]:
+    def referrers(self, index: Index, copied: Iterable[Descriptor]) -> list[Descriptor]:
         """The entries of the index, besides ``copied``, that refer to what was added; they are added too.
 
         Raises:
             PuzzlefsError: as ``add``.
         """
         found: list[Descriptor] = []
-        waiting = [entry for entry in index.manifests if entry not in copied]
-        subjects = {id(entry): self._subject(entry) for entry in waiting}
+        known = {_key(entry) for entry in copied}
+        waiting = [(entry, self._subject(entry)) for entry in index.manifests if _key(entry) not in known]
         while True:
-            new = [entry for entry in waiting if self._refers(entry, subjects[id(entry)])]
+            new = [entry for entry, subject in waiting if self._refers(entry, subject)]
             if not new:
                 return found
+            waiting = [(entry, subject) for entry, subject in waiting if not self._refers(entry, subject)]
             for entry in new:
                 self.add(entry.annotation(media_types.REF_NAME) or entry.digest.oci, entry)
             found += new
-            waiting = [entry for entry in waiting if entry not in new]
 
     # ---- inside
 
@@ -163,6 +163,10 @@ class Survey:
     def _read(self, descriptor: Descriptor, limit: int) -> JsonObject:
         data = self._verified.read(descriptor.digest, limit=limit)
         return parse_object(data, f"document {descriptor.digest.oci}")
+
+
+def _key(entry: Descriptor) -> tuple[Digest, str | None]:
+    return entry.digest, entry.annotation(media_types.REF_NAME)
 
 
 def _descriptors(document: JsonObject, key: str, what: str) -> Iterator[Descriptor]:

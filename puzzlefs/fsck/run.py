@@ -7,23 +7,20 @@ and repair take turns until nothing is bad, or nothing more can be mended.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 from puzzlefs.blobs import Layout
 from puzzlefs.blobs.inventory import left_overs
 from puzzlefs.blobs.lease import LEASE_PREFIX
+from puzzlefs.builder.workers import worker_count
 from puzzlefs.digest import Digest
-from puzzlefs.errors import InvalidArgumentError, TagNotFoundError
+from puzzlefs.errors import InvalidArgumentError
 from puzzlefs.fsck.check import Check
 from puzzlefs.fsck.repair import Repair
 from puzzlefs.fsck.report import FsckReport, State
 from puzzlefs.oci import Descriptor, ImageReference
-
-_MAX_WORKERS: Final = 8
 
 
 def fsck(
@@ -57,11 +54,9 @@ def fsck(
     started = time.monotonic()
     if not repair and (sources or trees):
         raise InvalidArgumentError("sources are only used for a repair", hint="ask for one, too: --repair")
-    if workers is not None and workers < 1:
-        raise InvalidArgumentError(f"{workers} workers cannot do anything", hint="ask for at least one")
     reference = target if isinstance(target, ImageReference) else None
-    path = reference.layout if reference is not None else Path(os.fspath(target))  # type: ignore[arg-type]
-    count = workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+    path = target.layout if isinstance(target, ImageReference) else Path(target)
+    count = worker_count(workers)
     good: set[Digest] = set()
     repaired: list[tuple[str, str]] = []
     read = 0
@@ -109,7 +104,4 @@ def _descriptors(layout: Layout, reference: ImageReference | None) -> Sequence[D
     index = layout.read_index()
     if reference is None:
         return index.manifests
-    found = index.find(reference.tag)
-    if found is None:
-        raise TagNotFoundError(str(reference.layout), reference.tag, index.tags())
-    return (found,)
+    return (layout.find_entry(index, reference.tag),)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
@@ -49,6 +49,10 @@ class Descriptor:
     def annotation(self, key: str) -> str | None:
         """The value of one annotation."""
         return None if self.annotations is None else self.annotations.get(key)
+
+    def with_annotation(self, key: str, text: str) -> Descriptor:
+        """The same with one more annotation, or another text of it."""
+        return replace(self, annotations={**(self.annotations or {}), key: text})
 
     @classmethod
     def from_json(cls, value: JsonValue, what: str, dialect: Dialect = Dialect.OCI) -> Descriptor:

@@ -63,8 +63,12 @@ class Index:
 
     def tags(self) -> list[str]:
         """The tags there are, each once, in the order of the index."""
-        found = (descriptor.annotation(media_types.REF_NAME) for descriptor in self.manifests)
-        return list(dict.fromkeys(tag for tag in found if tag is not None))
+        return list(self.tagged())
+
+    def tagged(self) -> dict[str, Descriptor]:
+        """What each tag points to (as ``find``), in the order of ``tags``."""
+        found = ((descriptor.annotation(media_types.REF_NAME), descriptor) for descriptor in self.manifests)
+        return {tag: descriptor for tag, descriptor in found if tag is not None}
 
     def find(self, tag: str) -> Descriptor | None:
         """What ``tag`` points to: the last descriptor that carries it."""
@@ -80,14 +84,17 @@ class Index:
         blobs become unreachable, which is what moving a tag means); in the dialect of versions 1 and 2 it stays with
         empty annotations, as the original leaves it.
         """
+        return self.with_tags({tag: descriptor})
+
+    def with_tags(self, new: Mapping[str, Descriptor]) -> Index:
+        """``with_tag`` for many at once."""
         kept: list[Descriptor] = []
         for old in self.manifests:
-            if old.annotation(media_types.REF_NAME) != tag:
+            if old.annotation(media_types.REF_NAME) not in new:
                 kept.append(old)
             elif self.dialect is Dialect.PUZZLEFS_DEV:
                 kept.append(replace(old, annotations=_without(old.annotations, media_types.REF_NAME)))
-        annotations = {**(descriptor.annotations or {}), media_types.REF_NAME: tag}
-        kept.append(replace(descriptor, annotations=annotations))
+        kept += [descriptor.with_annotation(media_types.REF_NAME, tag) for tag, descriptor in new.items()]
         return replace(self, manifests=tuple(kept))
 
 

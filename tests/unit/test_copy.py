@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +289,7 @@ def test_killed(tmp_path: Path, target: Path) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if (target / "index.json").exists() and tags(target).tags:
+        if (target / "oci-layout").exists() and tags(target).tags:
             break
         for name, data in blobs_of(target).items() if (target / "blobs" / "sha256").is_dir() else ():
             assert name.startswith(".") or Digest.of(data).hex() == name
@@ -297,6 +298,18 @@ def test_killed(tmp_path: Path, target: Path) -> None:
 
 
 # ---- what else there is in layouts
+
+
+def test_very_many_tags(tmp_path: Path, target: Path) -> None:
+    """Indexes are gone through a few times, not once for each tag."""
+    forge = Forge(tmp_path / "oci")
+    digest, size = foreign(forge, "all")
+    write(forge, *(described(digest, size, **{NAME: f"t{number}"}) for number in range(20_000)))
+    started = time.process_time()
+    for _ in range(2):
+        assert len(copy_all(forge.path, target).images) == 20_000
+    assert time.process_time() - started < 15
+    assert [info.tag for info in tags(target).tags] == [f"t{number}" for number in range(20_000)]
 
 
 def put_json(forge: Forge, **fields: Any) -> tuple[Digest, int]:

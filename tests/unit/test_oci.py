@@ -182,6 +182,15 @@ def test_a_tag_that_moves_leaves_its_old_descriptor_in_versions_1_and_2() -> Non
     assert found.digest == TWO
 
 
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_many_tags_at_once(dialect: Dialect) -> None:
+    index = Index(dialect).with_tag("one", descriptor()).with_tag("two", descriptor()).with_tag("three", descriptor())
+    moved = index.with_tags({"two": descriptor(TWO), "new": descriptor(TWO)})
+    assert moved == index.with_tag("two", descriptor(TWO)).with_tag("new", descriptor(TWO))
+    assert moved.tagged() == {tag: moved.find(tag) for tag in ("one", "three", "two", "new")}
+    assert index.with_tags({}) == index
+
+
 def test_of_a_tag_that_stands_twice_the_last_counts() -> None:
     entry = '{"mediaType":"x","digest":"%s","size":1,"annotations":{"org.opencontainers.image.ref.name":"t"}}'
     index = Index.parse(f'{{"schemaVersion":2,"manifests":[{entry % ONE.oci},{entry % TWO.oci}]}}'.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,29 @@ def test_what_else_a_tag_can_be(forge: Forge) -> None:
     assert (found["gone"].size, found["gone"].created_ns, found["gone"].digest) == (None, None, None)
     assert "is missing" in (found["gone"].problem or "")
     assert not found["no offset"].is_created_said
+
+
+def test_what_is_an_image_by_one_name_only(forge: Forge) -> None:
+    """Each entry says what its blob is, and one of them can lie."""
+    with open_image(forge.image([f.directory(1)])) as image:
+        manifest, digest = image.manifest_digest, image.verity_digest().hex()
+    mine = media_types.MANIFEST if forge.version == 3 else media_types.ROOTFS
+    types = {"other": "application/vnd.example", "mine": mine, "another": "application/vnd.example"}
+    write(forge, *(entry(forge, manifest, kind, **{media_types.REF_NAME: name}) for name, kind in types.items()))
+    found = {info.tag: info.digest for info in tags(forge.path).tags}
+    assert found == {"other": None, "mine": digest, "another": None}
+
+
+def test_very_many_tags(forge: Forge) -> None:
+    """All of them are gone through once, not once for each."""
+    blob = forge.blob(b"{}")
+    count = 20_000
+    key = "application/vnd.example"
+    write(forge, *(entry(forge, blob, key, **{media_types.REF_NAME: f"t{number}"}) for number in range(count)))
+    started = time.process_time()
+    assert [info.tag for info in tags(forge.path).tags] == [f"t{number}" for number in range(count)]
+    assert len(tag(forge.reference("t7"), "new").other_tags) == count
+    assert time.process_time() - started < 15
 
 
 def test_tag(forge: Forge) -> None:
