@@ -13,6 +13,7 @@ A document that cannot be read is an error, for what it names would be taken for
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,6 +55,13 @@ class Reachable:
             self._by_word.setdefault(int.from_bytes(digest[:_WORD], sys.byteorder), []).append(digest)
         self._words = set(self._by_word)
         self._visited: set[Digest | BlobRef] = set()
+
+    def anew(self) -> Reachable:
+        """Another one about the same candidates; nothing is reachable yet."""
+        other = copy.copy(self)
+        other.named = set()
+        other._visited = set()
+        return other
 
     def add_entry(self, descriptor: Descriptor) -> None:
         """Follow an entry of an index.

@@ -29,7 +29,7 @@ from puzzlefs.model import Kind
 from puzzlefs.oci import ImageReference
 from puzzlefs.reachable import Reachable
 from puzzlefs.usage.content import BlobNumbers, BlobSet, FileContents, blob_sizes
-from puzzlefs.usage.reach import entries_of, image_blobs, metadata_blobs, reached_by
+from puzzlefs.usage.reach import entries_of, image_blobs, metadata_blobs
 from puzzlefs.vfs import Tree
 from puzzlefs.vfs.paths import Place, resolve, shown, walk_below
 
@@ -163,9 +163,10 @@ def _reached(image: Image, contents: FileContents, numbers: BlobNumbers) -> tupl
     own = BlobSet(numbers, contents.used())
     own.add(image_blobs(image, contents))
     if mine is not None and mine.descriptor.digest != image.manifest_digest:  # an index, or the tag has moved
-        reached = reached_by(layout, mine.descriptor, list_blobs(layout)[0])
-        if image.manifest_digest in reached:
-            own.add(reached)
+        reached = Reachable(layout, list_blobs(layout)[0])
+        reached.add_entry(mine.descriptor)
+        if image.manifest_digest in reached.named:
+            own.add(reached.named)
         else:
             mine = None
     reachable = Reachable(layout, numbers)

@@ -11,7 +11,7 @@ by an exception, and decide.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +23,6 @@ from puzzlefs.image import MAX_MANIFEST_SIZE, Image, open_image
 from puzzlefs.model import Kind
 from puzzlefs.oci import Descriptor, Dialect, ImageReference, Index, Manifest, media_types
 from puzzlefs.oci.json_text import JsonValue
-from puzzlefs.reachable import Reachable
 from puzzlefs.usage.content import FileContents, chunks_of
 from puzzlefs.vfs.stack import LayerStack
 
@@ -90,27 +89,8 @@ def manifests_below(layout: Layout, descriptor: Descriptor) -> list[Descriptor]:
     raise FormatError(f"index {descriptor.digest.oci} leads to more than {_MAX_INDEX_DEPTH} indexes below each other")
 
 
-def reached_by(layout: Layout, descriptor: Descriptor, candidates: Iterable[Digest]) -> set[Digest]:
-    """The blobs that an entry of the index reaches.
-
-    Args:
-        layout: where it is.
-        descriptor: what the entry points to.
-        candidates: the blobs about which the question is; of others, not all are told.
-
-    Raises:
-        NotFoundError: if something has to be read and is missing.
-        FormatError: if it is malformed.
-        IntegrityError: if it is not what its digest says.
-        StorageError: if the host cannot read it.
-    """
-    reachable = Reachable(layout, candidates)
-    reachable.add_entry(descriptor)
-    return reachable.named
-
-
 def is_puzzlefs(layout: Layout, descriptor: Descriptor) -> bool:
-    """Whether a manifest is that of a PuzzleFS image, and not of another kind of OCI image; as ``reached_by``."""
+    """Whether a manifest is that of a PuzzleFS image, and not of another kind of OCI image; as ``manifests_below``."""
     if layout.dialect is not Dialect.OCI:
         return descriptor.media_type == media_types.ROOTFS
     if descriptor.media_type != media_types.MANIFEST:

@@ -1,6 +1,6 @@
 """What the images of a layout take, what they share, and what each has for itself.
 
-One pass: every manifest is read once, every blob's size is asked of the file system once, and for each blob it is noted
+One pass: every image is opened once, every blob's size is asked of the file system once, and for each blob it is noted
 which entries of the index reach it, as a bit for each entry. Everything else is told from that. No chunk is read.
 
 Entries that lead to the same manifest share all they have, so neither has anything for itself: removing one tag of two
@@ -17,7 +17,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +26,7 @@ from puzzlefs.digest import Digest
 from puzzlefs.errors import PuzzlefsError
 from puzzlefs.image import Image
 from puzzlefs.oci import Descriptor
+from puzzlefs.reachable import Reachable
 from puzzlefs.usage.content import BlobNumbers, BlobSet, FileContents
 from puzzlefs.usage.reach import (
     Entry,
@@ -35,7 +35,6 @@ from puzzlefs.usage.reach import (
     manifests_below,
     metadata_blobs,
     open_manifest,
-    reached_by,
 )
 
 MAX_COMPARED: Final = 256
@@ -194,6 +193,7 @@ class _Survey:
         self._linked: set[int] = set()
         self._list_blobs()
         self._present = len(self._numbers)  # numbers from here on are of blobs that are missing
+        self._reachable = Reachable(layout, self._numbers)
         self._images: dict[Digest, _Contents] = {}
         self._entries: dict[Digest, _Found] = {}
         self._used = BlobSet(self._numbers)
@@ -244,8 +244,10 @@ class _Survey:
         """
         descriptor = entry.descriptor
         if descriptor.digest not in self._entries:
+            reachable = self._reachable.anew()
+            reachable.add_entry(descriptor)
             blobs = BlobSet(self._numbers)
-            blobs.add(reached_by(self._layout, descriptor, islice(self._numbers, self._present)))
+            blobs.add(reachable.named)
             images: list[_Contents] = []
             for manifest in manifests_below(self._layout, descriptor):
                 if manifest.digest not in self._images:
