@@ -11,11 +11,12 @@ import json
 import os
 import traceback
 from dataclasses import dataclass
+from typing import Final
 
 from puzzlefs import errors
 from puzzlefs.errors import PuzzlefsError
 
-_MAX_TEXT = 16_384
+_MAX_TEXT: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,19 +168,22 @@ class Stage:
             raise UnsupportedError(
                 f"{reason}, and fuse-overlayfs is not installed", hint="install the package fuse-overlayfs"
             )
-        self._server = subprocess.Popen(
-            [program, "-f", "-o", _LAYERS, "root"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            preexec_fn=_die_with_us,  # noqa: PLW1509  two system calls; else it would outlive a server that is killed
-        )
+        log_file = self._directory / "fuse-overlayfs.log"  # not a pipe: nobody reads it while the command runs
+        with open(log_file, "wb") as log:
+            self._server = subprocess.Popen(
+                [program, "-f", "-o", _LAYERS, "root"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                preexec_fn=_die_with_us,  # noqa: PLW1509  two system calls; else it would outlive a server that is killed
+            )
         deadline = time.monotonic() + _PATIENCE
         while mounted_at(self.root) is None:
             if self._server.poll() is not None or time.monotonic() > deadline:
                 self._server.kill()
-                said = " ".join(self._server.communicate()[1].decode(errors="replace").split())
+                self._server.wait()
                 self._server = None
+                said = " ".join(log_file.read_text(errors="replace").split())
                 raise MountError(f"{reason}, and fuse-overlayfs failed: {said or 'it gave no reason'}")
             time.sleep(_TICK)
 

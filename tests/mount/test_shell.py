@@ -664,6 +664,27 @@ def test_a_kernel_whose_overlayfs_refuses(kernel_without: Callable[[str], Runner
     )
 
 
+@pytest.mark.parametrize(
+    ("script", "status", "said"),
+    [
+        ('printf %0100000d 42 >&2; exec {} "$@"', 0, ""),  # more than a pipe holds
+        ("echo no luck >&2; exit 1", 7, "puzzlefs: it was asked for, and fuse-overlayfs failed: no luck\n"),
+    ],
+)
+def test_what_fuse_overlayfs_says(
+    user: Runner, image: str, open_directory: Path, script: str, status: int, said: str
+) -> None:
+    program = shutil.which("fuse-overlayfs")
+    if program is None:
+        pytest.skip("fuse-overlayfs is not installed (apt: fuse-overlayfs)")
+    directory = open_directory / f"fuse-overlayfs-{status}"
+    directory.mkdir()
+    (directory / "fuse-overlayfs").write_text(f"#!/bin/sh\n{script.format(program)}\n")
+    (directory / "fuse-overlayfs").chmod(0o755)
+    result = user("--overlay", "fuse-overlayfs", image, "true", PATH=f"{directory}:{user.environment['PATH']}")
+    assert (result.returncode, result.stderr) == (status, said)
+
+
 def test_a_kernel_without_attributes_in_memory(
     kernel_without: Callable[[str], Runner], image: str, open_directory: Path
 ) -> None:
