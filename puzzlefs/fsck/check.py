@@ -18,7 +18,7 @@ from puzzlefs.blobs.inventory import list_blobs
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, PuzzlefsError
 from puzzlefs.fsck.hashing import Finding, hash_blobs, look_at_blobs
-from puzzlefs.fsck.report import BadBlob, Fault, Hit, Malformed, Remark, RemarkKind
+from puzzlefs.fsck.report import BadBlob, Hit, Malformed, Remark, RemarkKind
 from puzzlefs.fsck.survey import Expected, Survey, Surveyor, parts_of
 from puzzlefs.fsck.tree import check_image
 from puzzlefs.fsck.uses import visible_files
@@ -65,7 +65,6 @@ class Check:
     there: dict[Digest, os.stat_result] = field(default_factory=dict)
     inodes: int = 0
     bytes_read: int = 0
-    _surveyor: Surveyor | None = None
     _counts: Counter[tuple[RemarkKind, int]] = field(default_factory=Counter)
 
     def run(self) -> None:
@@ -74,7 +73,7 @@ class Check:
         Raises:
             FormatError: if the index leads to absurdly many images.
         """
-        surveyor = self._surveyor = Surveyor(self.layout, self._look_at_image)
+        surveyor = Surveyor(self.layout, self._look_at_image)
         self.survey = surveyor.survey
         self.there, _ = list_blobs(self.layout)
         surveyor.add_entries(self.descriptors)
@@ -97,7 +96,6 @@ class Check:
     # ---- images
 
     def _look_at_image(self, number: int, image: Image) -> None:
-        assert self._surveyor is not None  # noqa: S101  it is what calls this
         layers = image.rootfs.metadata_layers
         self.inodes += sum(map(len, layers))
         visible: frozenset[int] | None = None
@@ -121,10 +119,10 @@ class Check:
                     ref = part.blob
                     blob = chunks.get(ref.digest)
                     if blob is None:
-                        if not (is_needed or ref.digest in self.survey.blobs or self._is_there(ref.digest)):
+                        if not (is_needed or ref.digest in self.survey.blobs or ref.digest in self.there):
                             unneeded.add(ref.digest)
                             continue
-                        blob = chunks[ref.digest] = self._surveyor.expect_chunk(ref.digest, number)
+                        blob = chunks[ref.digest] = self.survey.expect(ref.digest, "chunk", number)
                     end = ref.offset + part.length
                     if ref.compressed:
                         has_compressed = True
@@ -170,9 +168,6 @@ class Check:
         except PuzzlefsError:
             return None
         return [self.there[digest].st_size for digest in others if digest not in reachable.named]
-
-    def _is_there(self, digest: Digest) -> bool:
-        return digest in self.there
 
     # ---- blobs
 
@@ -265,7 +260,3 @@ class Check:
     def is_bad(self) -> bool:
         """Whether a blob is bad."""
         return bool(self.survey.faults)
-
-    def fault_of(self, digest: Digest) -> Fault:
-        """What is wrong with a bad blob."""
-        return self.survey.faults[digest][0]

@@ -10,13 +10,14 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 from puzzlefs.blobs import Layout
 from puzzlefs.blobs.verified import MAX_CHUNK_CONTENT
+from puzzlefs.builder.workers import started_pool
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.compression.frames import frames_of, parse_seek_table
 from puzzlefs.digest import Digest, VerityDigest
@@ -103,7 +104,7 @@ def hash_blobs(
         return [(digest, _hash(layout, digest, blob)) for digest, blob in items]
 
     under_way: deque[Future[list[tuple[Digest, Finding]]]] = deque()
-    pool = ThreadPoolExecutor(workers, "puzzlefs-fsck")
+    pool = started_pool(workers)
     try:
         while True:
             while len(under_way) < workers * _AHEAD and (items := list(islice(left, _BATCH))):

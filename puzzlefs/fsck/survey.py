@@ -94,6 +94,23 @@ class Survey:
     remarks: list[tuple[RemarkKind, int, str]] = field(default_factory=list)
     documents: dict[Digest, int] = field(default_factory=dict)
 
+    def expect(self, digest: Digest, role: str, number: int, *, size: int | None = None) -> Expected:
+        """Note that an image needs a blob.
+
+        Args:
+            digest: the blob.
+            role: what it is, if that is not known yet.
+            number: the image.
+            size: what a descriptor says of its size.
+        """
+        blob = self.blobs.get(digest)
+        if blob is None:
+            blob = self.blobs[digest] = Expected(role)
+        blob.images.add(number)
+        if size is not None:
+            blob.sizes.add(size)
+        return blob
+
 
 class Surveyor:
     """Makes a survey of a layout. Not for several threads."""
@@ -140,7 +157,7 @@ class Surveyor:
         elif media_type == media_types.MANIFEST:
             self._image(descriptor, number)
         else:
-            self._expect(digest, "layer", number, size=descriptor.size)
+            self.survey.expect(digest, "layer", number, size=descriptor.size)
             self._remark(RemarkKind.OTHER_IMAGE, number, f"it is something else: {media_type[:80]!r}")
 
     def _index(self, descriptor: Descriptor, name: str, depth: int, number: int) -> None:
@@ -169,7 +186,7 @@ class Surveyor:
         except FormatError as error:
             self._malformed(number, error.message)
             return
-        self._expect(manifest.config.digest, "config", number, size=manifest.config.size)
+        self.survey.expect(manifest.config.digest, "config", number, size=manifest.config.size)
         rootfs: list[Descriptor] = []
         for position, value in enumerate(manifest.layer_objects):
             try:
@@ -183,7 +200,7 @@ class Surveyor:
             if layer.media_type in media_types.ROOTFS_TYPES:
                 rootfs.append(layer)
             else:
-                self._expect(layer.digest, "layer", number, size=layer.size)
+                self.survey.expect(layer.digest, "layer", number, size=layer.size)
         if not rootfs:
             self._remark(RemarkKind.OTHER_IMAGE, number, "it is a container image of another kind")
             return
@@ -200,7 +217,7 @@ class Surveyor:
             except FormatError as error:
                 self._malformed(number, f"the recorded fs-verity digest of its rootfs blob: {error.message}")
             else:
-                self._expect(layer.digest, "rootfs", number).verity.add(recorded)
+                self.survey.expect(layer.digest, "rootfs", number).verity.add(recorded)
         if all(layer.digest in self.survey.documents for layer in rootfs):
             self._open(descriptor.digest, number)
 
@@ -211,7 +228,7 @@ class Surveyor:
         # There can be hundreds of thousands, each of them a few times, so nothing is called that need not be.
         known = self._listed.get(text)
         if known is None:
-            known = self._listed[text] = self._expect(Digest.parse(text), "chunk", number)
+            known = self._listed[text] = self.survey.expect(Digest.parse(text), "chunk", number)
         known.images.add(number)
         known.sizes.add(size)
 
@@ -239,25 +256,23 @@ class Surveyor:
         except FormatError as error:
             self._malformed(number, error.message.replace(f"{self._layout.path}:fsck", "the image"))
         except PuzzlefsError as error:  # it was there a moment ago
-            self._fault(manifest, "manifest", number, error)
+            self._fault(manifest, number, error)
         else:
             with image:
                 self._on_image(number, image)
 
     def _document(self, digest: Digest, role: str, limit: int, number: int, size: int | None) -> bytes | None:
         """The bytes of a document or metadata blob, ``None`` if they are bad, which is noted."""
-        known = self.survey.blobs.get(digest)
-        self._expect(digest, role if known is None else known.role, number, size=size)
+        self.survey.expect(digest, role, number, size=size)
         try:
             data = self._blobs.read(digest, limit=limit)
         except PuzzlefsError as error:
-            self._fault(digest, role, number, error)
+            self._fault(digest, number, error)
             return None
         self.survey.documents[digest] = len(data)
         return data
 
-    def _fault(self, digest: Digest, role: str, number: int, error: PuzzlefsError) -> None:
-        self._expect(digest, role, number)
+    def _fault(self, digest: Digest, number: int, error: PuzzlefsError) -> None:
         match error:
             case BlobNotFoundError():
                 found = Fault.MISSING, ""
@@ -271,19 +286,6 @@ class Surveyor:
                 self._malformed(number, error.message)
                 return
         self.survey.faults[digest] = found
-
-    def _expect(self, digest: Digest, role: str, number: int, *, size: int | None = None) -> Expected:
-        blob = self.survey.blobs.get(digest)
-        if blob is None:
-            blob = self.survey.blobs[digest] = Expected(role)
-        blob.images.add(number)
-        if size is not None:
-            blob.sizes.add(size)
-        return blob
-
-    def expect_chunk(self, digest: Digest, number: int) -> Expected:
-        """Note that an image needs a chunk."""
-        return self._expect(digest, "chunk", number)
 
     def _malformed(self, number: int, message: str) -> None:
         self.survey.malformed.append((number, None, message))

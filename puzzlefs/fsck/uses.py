@@ -5,7 +5,8 @@ Nothing fails here: what is malformed has been reported, and is passed over.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +14,7 @@ from puzzlefs.digest import Digest
 from puzzlefs.errors import PuzzlefsError
 from puzzlefs.fsck.survey import parts_of
 from puzzlefs.image import Image
-from puzzlefs.model import ROOT_INO, InodeTable, Kind, RegularFile
+from puzzlefs.model import ROOT_INO, FileChunk, InodeTable, Kind
 from puzzlefs.vfs import Tree
 
 _MAX_PATH: Final = 4096
@@ -71,12 +72,7 @@ class Places:
 def files_with(table: InodeTable, digests: Collection[Digest]) -> Iterator[tuple[Digest, Use]]:
     """Every use of these chunks by a file of one metadata layer."""
     for ino, parts in parts_of(table):
-        offset = 0
-        for part in parts:
-            ref = part.blob
-            if ref.digest in digests and part.length:
-                yield ref.digest, Use(ino, offset, ref.offset, part.length, ref.compressed)
-            offset += part.length
+        yield from _uses_in(ino, parts, digests)
 
 
 def paths_of(tree: Tree, inos: Collection[int]) -> dict[int, list[bytes]]:
@@ -106,18 +102,12 @@ def paths_of(tree: Tree, inos: Collection[int]) -> dict[int, list[bytes]]:
 
 def visible_files(image: Image, digests: Collection[Digest]) -> dict[Digest, list[bytes]]:
     """The paths of all files of an image that have bytes in these chunks, sorted."""
-    users: dict[Digest, set[int]] = {}
-    tree = image.tree
-    for table in image.rootfs.metadata_layers:
-        for digest, use in files_with(table, digests):
-            users.setdefault(digest, set()).add(use.ino)
-    everybody = {ino for inos in users.values() for ino in inos}
-    paths = paths_of(tree, everybody)
-    used = {ino: _blobs_of(tree, ino) & set(digests) for ino in paths}
-    return {
-        digest: sorted(path for ino in inos if digest in used.get(ino, ()) for path in paths[ino])
-        for digest, inos in users.items()
-    }
+    users = {use.ino for table in image.rootfs.metadata_layers for _, use in files_with(table, digests)}
+    found: dict[Digest, list[bytes]] = {}
+    for ino, paths in paths_of(image.tree, users).items():
+        for digest in {digest for digest, _ in _uses_by(image.tree, ino, digests)}:  # lower layers may have had others
+            found.setdefault(digest, []).extend(paths)
+    return {digest: sorted(paths) for digest, paths in found.items()}
 
 
 def places_of(image: Image, digests: Collection[Digest]) -> dict[Digest, list[tuple[bytes, Use]]]:
@@ -139,22 +129,14 @@ def places_of(image: Image, digests: Collection[Digest]) -> dict[Digest, list[tu
 
 def _uses_by(tree: Tree, ino: int, digests: Collection[Digest]) -> Iterator[tuple[Digest, Use]]:
     """The uses of chunks by the visible form of a file."""
+    with contextlib.suppress(PuzzlefsError):
+        yield from _uses_in(ino, tree.parts(ino), digests)
+
+
+def _uses_in(ino: int, parts: Iterable[FileChunk], digests: Collection[Digest]) -> Iterator[tuple[Digest, Use]]:
     offset = 0
-    try:
-        content = tree.inode(ino).content
-        for part in content.chunks if isinstance(content, RegularFile) else ():
-            ref = part.blob
-            if ref.digest in digests and part.length:
-                yield ref.digest, Use(ino, offset, ref.offset, part.length, ref.compressed)
-            offset += part.length
-    except PuzzlefsError:
-        return
-
-
-def _blobs_of(tree: Tree, ino: int) -> set[Digest]:
-    """The chunks of the visible form of a file: a lower layer may have had others."""
-    try:
-        file_map = tree.file_map(ino)
-        return {file_map.blob(number) for number in range(len(file_map))}
-    except PuzzlefsError:
-        return set()
+    for part in parts:
+        ref = part.blob
+        if ref.digest in digests and part.length:
+            yield ref.digest, Use(ino, offset, ref.offset, part.length, ref.compressed)
+        offset += part.length
