@@ -12,11 +12,10 @@ related layer was given once, to one inode, which may have been renamed since.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from puzzlefs.image import Image
 from puzzlefs.model import InodeTable
-from puzzlefs.vfs.stack import LayerStack
 from puzzlefs.wire import Likeness, same_records
 
 
@@ -25,21 +24,16 @@ class Relation:
 
     def __init__(self, old: Image, new: Image) -> None:
         """What ``old`` and ``new`` have in common."""
-        self._old = old
-        self._stacks = LayerStack(old.rootfs.metadata_layers), LayerStack(new.rootfs.metadata_layers)
-        self._is_simple = all(len(stack.layers) == 1 for stack in self._stacks)
+        self._owners = old.tree.owner, new.tree.owner
         self._likenesses: dict[tuple[int, int], Likeness] = {}
         shared = _count_shared(old, new)
-        tables = (self._stacks[0].layers, self._stacks[1].layers)
+        tables = old.rootfs.metadata_layers, new.rootfs.metadata_layers
         (largest, scattered), (other_largest, other_scattered) = map(_largest_and_rest, tables)
         self._largest, self._scattered = (largest, other_largest), (scattered, other_scattered)
         self.shared_layers = shared
-        self._related = [
-            one
-            for one, other in takewhile(
-                lambda pair: shared or same_records(*pair), zip(reversed(tables[0]), reversed(tables[1]), strict=False)
-            )
-        ][: shared or None]
+        pairs = zip(*map(reversed, tables), strict=False)
+        related = islice(pairs, shared) if shared else takewhile(lambda pair: same_records(*pair), pairs)
+        self._related = [one for one, _ in related]
         self._mentioned: set[int] = set()
         self._followed: set[int] = set()
         if shared:
@@ -61,16 +55,13 @@ class Relation:
         """
         if not self.shared_layers or directory != other or directory in self._mentioned:
             return None
-        found = self._stacks[0].owner(directory).entry_numbers(directory)
+        found = self._owners[0](directory).entry_numbers(directory)
         if found is None or found[1]:
             return None
         return frozenset(self._followed.intersection(found[0]))
 
     def unlike(self, numbers: Sequence[int], others: Sequence[int], /) -> list[int]:
         """See ``Hints``."""
-        if self._is_simple:
-            (one,), (other,) = (stack.layers for stack in self._stacks)
-            return self._likeness(one, other).unlike(numbers, others)
         scattered, other_scattered = self._scattered
         if not self.shared_layers and scattered.isdisjoint(numbers) and other_scattered.isdisjoint(others):
             return self._likeness(*self._largest).unlike(numbers, others)
@@ -78,7 +69,7 @@ class Relation:
         for position, (ino, other_ino) in enumerate(zip(numbers, others, strict=True)):
             if self.shared_layers and ino == other_ino and ino not in self._mentioned:
                 continue
-            one, other = self._stacks[0].owner(ino), self._stacks[1].owner(other_ino)
+            one, other = self._owners[0](ino), self._owners[1](other_ino)
             key = id(one), id(other)
             if key not in groups:
                 groups[key] = self._likeness(one, other), []

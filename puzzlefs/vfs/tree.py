@@ -72,6 +72,7 @@ class Tree:
 
     Attributes:
         max_entries: how many directory entries an honest image of this size has at most.
+        owner: gives the topmost metadata layer that mentions an inode; if none does, some layer, which will say so.
     """
 
     root: Final = ROOT_INO
@@ -85,10 +86,10 @@ class Tree:
         """
         self._stack = stack = LayerStack(layers)
         self._top = stack.layers[0] if stack.layers else None
-        self._owner: Callable[[int], InodeTable] = stack.owner
+        self.owner: Callable[[int], InodeTable] = stack.owner
         self._glance: Callable[[int], Glance | None] = lambda ino: stack.owner(ino).glance(ino)
         if self._top is not None and len(stack.layers) == 1:  # most images: there is nothing to decide
-            self._owner, self._glance = partial(_first, self._top), self._top.glance
+            self.owner, self._glance = partial(_first, self._top), self._top.glance
         self.max_entries = max_entries
         self._entries: WeightedLru[int, tuple[Entry, ...]] = WeightedLru(_ENTRY_CACHE)
         self._maps: WeightedLru[int, FileMap] = WeightedLru(_MAP_CACHE)
@@ -107,7 +108,7 @@ class Tree:
             NotFoundError: if there is none, or it is whited out.
             FormatError: if it is malformed.
         """
-        inode = self._owner(ino).find(ino)
+        inode = self.owner(ino).find(ino)
         if inode is None or isinstance(inode.content, Whiteout):
             raise NotFoundError(f"the image has no inode {ino}")
         return inode
@@ -118,7 +119,7 @@ class Tree:
         ``UNKNOWN`` is one that we do not know, which must not make its neighbours unreadable.
         """
         try:
-            return self._owner(ino).kind(ino)
+            return self.owner(ino).kind(ino)
         except FormatError:
             return Kind.UNKNOWN
 
@@ -271,7 +272,7 @@ class Tree:
 
     def parts(self, ino: int) -> Sequence[FileChunk]:
         """The parts of a file in their order, for whoever reads all of it once; as ``plan``."""
-        chunks = self._owner(ino).chunks(ino)
+        chunks = self.owner(ino).chunks(ino)
         if chunks is not None:
             return chunks
         content = self.inode(ino).content
@@ -283,7 +284,7 @@ class Tree:
         """Where the parts of a file begin; as ``plan``."""
         cached = self._maps.get(ino)
         if cached is None:
-            chunks = self._owner(ino).chunks(ino)
+            chunks = self.owner(ino).chunks(ino)
             content = self.inode(ino).content if chunks is None else RegularFile.of(chunks)
             if not isinstance(content, RegularFile):
                 raise InvalidArgumentError(f"inode {ino} is not a regular file")
@@ -298,11 +299,11 @@ class Tree:
         A chunk is a part of the stream of one metadata layer, so only that layer is searched which says what inode
         ``first - 1`` is, and files that a layer above it changed are left out.
         """
-        table = self._owner(first - 1)
+        table = self.owner(first - 1)
         found, after = table.files_in(blob, first, stop)
         if len(self._stack.layers) > 1:
-            found = [resident for resident in found if self._owner(resident.ino) is table]
-            while after < stop and not (self._owner(after) is table and table.mentions(after)):
+            found = [resident for resident in found if self.owner(resident.ino) is table]
+            while after < stop and not (self.owner(after) is table and table.mentions(after)):
                 after += 1
         return found, after
 
@@ -345,7 +346,7 @@ class Tree:
         return content.size if isinstance(content, RegularFile) else 0
 
     def _merge(self, ino: int) -> tuple[Entry, ...]:
-        table = self._owner(ino)
+        table = self.owner(ino)
         if (found := table.names(ino)) is not None:
             names, numbers = found
             # what the topmost layer says is so; what another one says, those above it may have changed
@@ -404,7 +405,7 @@ class Tree:
 
     def _numbers(self, ino: int) -> Sequence[int]:
         """The inode numbers in a directory's entries; names are read only where layers merge."""
-        found = self._owner(ino).entry_numbers(ino)
+        found = self.owner(ino).entry_numbers(ino)
         if found is None:
             raise FormatError(f"inode {ino} should be a directory and is not")
         numbers, look_below = found
@@ -416,7 +417,7 @@ class Tree:
             return ((self._stack.layers[0], inos),)
         divided: dict[int, tuple[InodeTable, list[int]]] = {}
         for ino in inos:
-            table = self._owner(ino)
+            table = self.owner(ino)
             divided.setdefault(id(table), (table, []))[1].append(ino)
         return divided.values()
 
