@@ -20,7 +20,7 @@ from puzzlefs.blobs.host import storage_errors
 from puzzlefs.callable_module import make_callable
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.image import Image, open_image
-from puzzlefs.model import FileChunk, InodeTable, Kind, RegularFile
+from puzzlefs.model import FileChunk, InodeTable, Kind, chunks_of
 from puzzlefs.oci import ImageReference
 from puzzlefs.vfs.changes import LayerChanges, layer_changes
 from puzzlefs.wire import embedded_sizes
@@ -200,14 +200,7 @@ def _chunks_in(table: InodeTable) -> Iterator[FileChunk]:
     """What the regular files of a layer refer to."""
     for ino, kind in table.kinds():
         if kind == Kind.REGULAR:
-            chunks = table.chunks(ino)
-            if chunks is None:
-                inode = table.find(ino)
-                if inode is None or not isinstance(inode.content, RegularFile):
-                    continue
-                yield from inode.content.chunks
-            else:
-                yield from chunks
+            yield from chunks_of(table, ino)
 
 
 make_callable(__name__, history)

@@ -74,8 +74,7 @@ class ImageSide:
         return node if self._is_shared is not None and self._is_shared(node) else None
 
     def parts(self, node: int) -> Sequence[FileChunk]:
-        content = self._tree.inode(node).content
-        return content.chunks if isinstance(content, RegularFile) else ()
+        return self._tree.parts(node)
 
     @contextlib.contextmanager
     def reading(self, node: int) -> Iterator[Read]:

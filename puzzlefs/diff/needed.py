@@ -8,7 +8,6 @@ from puzzlefs.blobs.host import storage_errors
 from puzzlefs.diff.report import Needed
 from puzzlefs.digest import Digest
 from puzzlefs.image import Image
-from puzzlefs.model import RegularFile
 from puzzlefs.wire import chunk_digests
 
 
@@ -32,9 +31,7 @@ def needed_by(new: Image, old: Image, files: Iterable[int] | None = None) -> Nee
     else:
         wanted = set()
         for ino in files:
-            content = new.tree.inode(ino).content
-            if isinstance(content, RegularFile):
-                wanted.update([part.blob.digest for part in content.chunks])
+            wanted.update([part.blob.digest for part in new.tree.parts(ino)])
     wanted -= here
     with storage_errors("look for blobs in", new.layout.path):
         sizes = [new.layout.blob_size(digest) for digest in wanted]

@@ -22,7 +22,7 @@ from puzzlefs.model.inode import (
     Xattr,
     kind_of,
 )
-from puzzlefs.model.rootfs import ROOT_INO, Glance, InodeTable, Listing, MetadataLayer, Resident, Rootfs
+from puzzlefs.model.rootfs import ROOT_INO, Glance, InodeTable, Listing, MetadataLayer, Resident, Rootfs, chunks_of
 
 __all__ = [
     "ROOT_INO",
@@ -47,5 +47,6 @@ __all__ = [
     "Symlink",
     "Whiteout",
     "Xattr",
+    "chunks_of",
     "kind_of",
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from puzzlefs.digest import Digest, VerityDigest
-from puzzlefs.model.inode import Directory, FileChunk, Inode, Kind, Whiteout, kind_of
+from puzzlefs.model.inode import Directory, FileChunk, Inode, Kind, RegularFile, Whiteout, kind_of
 
 ROOT_INO = 1
 """The inode number of the root directory in every image. A change breaks every image."""
@@ -216,6 +216,19 @@ class MetadataLayer:
 
     def files_in(self, blob: Digest, first: int, stop: int) -> tuple[list[Resident], int]:
         return [], stop
+
+
+def chunks_of(table: InodeTable, ino: int) -> Sequence[FileChunk]:
+    """What a regular file of a layer refers to; nothing for any other inode.
+
+    Raises:
+        FormatError: if the inode is malformed. The chunks of a file that has many are decoded when they are accessed.
+    """
+    chunks = table.chunks(ino)
+    if chunks is not None:
+        return chunks
+    inode = table.find(ino)
+    return inode.content.chunks if inode is not None and isinstance(inode.content, RegularFile) else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ An inode that is malformed uses nothing, and is counted.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from typing import Final
 
@@ -26,9 +26,8 @@ from puzzlefs.blobs.host import storage_errors
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
 from puzzlefs.image import Image
-from puzzlefs.model import FileChunk, InodeTable, Kind, RegularFile
+from puzzlefs.model import Kind
 from puzzlefs.vfs.plan import MAX_FILE_SIZE
-from puzzlefs.vfs.stack import LayerStack
 
 _MAX_NUMBER: Final = (1 << 64) - 1
 _ROOM: Final = 1 << 12
@@ -127,16 +126,14 @@ class FileContents:
         # one more than how far any reference to a blob reaches into its content: for raw blobs, for compressed ones
         self._ends = (array("Q"), array("Q"))
         self.malformed = 0
-        layers = image.rootfs.metadata_layers
-        owner: Callable[[int], InodeTable] = LayerStack(layers).owner
-        kind_of = image.tree.kind
+        kind_of, parts = image.tree.kind, image.tree.parts
         number = numbers.number
         add_blob, add_length = self.blobs.append, self.lengths.append
         for ino in image.tree.links().visible:
             if kind_of(ino) is not Kind.REGULAR:
                 continue
             try:
-                chunks = chunks_of(owner(ino), ino)
+                chunks = list(parts(ino))
             except FormatError:
                 self.malformed += 1
                 continue
@@ -210,21 +207,6 @@ class FileContents:
                     weight += sizes[blob] * after // total - sizes[blob] * before // total
             weights.append(weight)
         return weights
-
-
-def chunks_of(table: InodeTable, ino: int) -> Sequence[FileChunk]:
-    """What a regular file refers to; nothing for any other inode.
-
-    Raises:
-        FormatError: if the inode is malformed; all of it is decoded when this returns.
-    """
-    chunks = table.chunks(ino)
-    if chunks is not None:
-        return chunks
-    inode = table.find(ino)
-    if inode is None or not isinstance(inode.content, RegularFile):
-        return ()
-    return list(inode.content.chunks)
 
 
 def blob_sizes(layout: Layout, digests: Iterable[Digest]) -> list[int | None]:

@@ -20,11 +20,10 @@ from puzzlefs.blobs.layout import MAX_INDEX_SIZE
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
 from puzzlefs.image import MAX_MANIFEST_SIZE, Image, open_image
-from puzzlefs.model import Kind
+from puzzlefs.model import Kind, chunks_of
 from puzzlefs.oci import Descriptor, Dialect, ImageReference, Index, Manifest, media_types
 from puzzlefs.oci.json_text import JsonValue
-from puzzlefs.usage.content import FileContents, chunks_of
-from puzzlefs.vfs.stack import LayerStack
+from puzzlefs.usage.content import FileContents
 
 _MAX_INDEX_DEPTH: Final = 4
 _MAX_MANIFESTS: Final = 10_000
@@ -121,7 +120,7 @@ def image_blobs(image: Image, contents: FileContents) -> Iterator[Digest]:
     for ref in image.metadata_refs:
         yield ref.digest
     known = frozenset(contents.inodes)
-    owner = LayerStack(image.rootfs.metadata_layers).owner
+    owner = image.tree.owner
     for table in image.rootfs.metadata_layers:
         for ino, kind in table.kinds():
             if kind == Kind.REGULAR and not (ino in known and owner(ino) is table):
