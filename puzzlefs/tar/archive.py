@@ -19,7 +19,14 @@ from typing import Final, NamedTuple
 from puzzlefs.errors import FormatError
 from puzzlefs.tar.acl import ACL_KEYS, acl_xattr, mode_with_acl
 from puzzlefs.tar.records import (
+    BLOCK_DEVICE,
     BLOCK_SIZE,
+    CHAR_DEVICE,
+    DIRECTORY,
+    FIFO,
+    HARD_LINK,
+    REGULAR,
+    SYMLINK,
     ZERO_BLOCK,
     Header,
     Segment,
@@ -34,8 +41,8 @@ from puzzlefs.tar.records import (
     parse_size,
     parse_time,
     seconds_to_ns,
+    sparse_pairs,
     sparse_records,
-    sparse_text,
     wanted_records,
 )
 from puzzlefs.tar.spool import Archive
@@ -46,11 +53,12 @@ _MAX_EXTENDED: Final = 16 << 20
 _MAX_HELD: Final = 1 << 30
 """Bytes of extended headers and maps of one archive: no image can hold more metadata."""
 
-_REGULAR: Final = b"0"
-_HARD_LINK: Final = b"1"
-_SYMLINK: Final = b"2"
-_DIRECTORY: Final = b"5"
-_MEMBERS: Final = frozenset({b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"S", b"D"})
+_SPARSE: Final = b"S"
+_DUMPED_DIRECTORY: Final = b"D"
+"""Of GNU's incremental archives: what follows it is a list of names."""
+_MEMBERS: Final = frozenset({
+    REGULAR, HARD_LINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO, _SPARSE, _DUMPED_DIRECTORY,
+})  # fmt: skip
 _UNKNOWN: Final = {b"M": "a part of a multi-volume archive", b"A": "an ACL of Solaris", b"E": "attributes of Solaris"}
 
 
@@ -172,24 +180,24 @@ class MemberReader:
         kind, size = header.kind, header.size
         if b"size" in said:
             size = parse_size(said[b"size"])
-        if kind == _REGULAR and name.endswith(b"/"):
-            kind = b"D"  # a directory; if it has data, they are not its own
+        if kind == REGULAR and name.endswith(b"/"):
+            kind = _DUMPED_DIRECTORY  # if it has data, they are not its own
         real_size = 0
         extents: tuple[Extent, ...] = ()
-        if kind in (_REGULAR, b"S"):
+        if kind in (REGULAR, _SPARSE):
             real_size, extents = self._content(header, size, records, said)
-            kind = _REGULAR
-        elif kind == b"D":
+            kind = REGULAR
+        elif kind == _DUMPED_DIRECTORY:
             self._pass_over(size)
-            kind = _DIRECTORY
+            kind = DIRECTORY
         mode = header.mode
         xattrs = self._xattrs(said) if said else {}
-        if said and kind != _SYMLINK:
+        if said and kind != SYMLINK:
             mode = self._add_acls(said, xattrs, mode)
         return Member(
             kind=kind,
             name=name,
-            target=said.get(b"linkpath", header.target) if kind in (_HARD_LINK, _SYMLINK) else b"",
+            target=said.get(b"linkpath", header.target) if kind in (HARD_LINK, SYMLINK) else b"",
             mode=mode,
             uid=parse_id(said[b"uid"]) if b"uid" in said else header.uid,
             gid=parse_id(said[b"gid"]) if b"gid" in said else header.gid,
@@ -208,7 +216,7 @@ class MemberReader:
         """The size of a file and where it is; the archive is passed over up to the next header."""
         segments: list[Segment] | None = None
         real_size = size
-        if header.kind == b"S":
+        if header.kind == _SPARSE:
             real_size, segments = self._old_map(header)
         elif said.get(b"GNU.sparse.major") == b"1":
             start = self._archive.position
@@ -252,7 +260,7 @@ class MemberReader:
                 wanted = 2 * parse_size(bytes(text[: text.index(b"\n")]))
                 if not wanted:
                     return []
-        return sparse_text(bytes(text).split(b"\n")[1 : wanted + 1])
+        return sparse_pairs(bytes(text).split(b"\n")[1 : wanted + 1])
 
     def _pass_over(self, size: int) -> None:
         if not self._archive.skip(size + -size % BLOCK_SIZE):

@@ -20,7 +20,7 @@ from typing import Final
 
 from puzzlefs.tar.records import BLOCK_SIZE, RECORD_SIZE
 
-MAX_OCTAL_SIZE: Final = 0o77777777777
+_MAX_OCTAL_SIZE: Final = 0o77777777777
 _MAX_OCTAL_ID: Final = 0o7777777
 _NS: Final = 10**9
 _NAME_SIZE: Final = 100
@@ -28,16 +28,9 @@ _PREFIX_SIZE: Final = 155
 _PAX_NAME: Final = b"././@PaxHeader"
 _SPARSE_DIRECTORY: Final = b"GNUSparseFile.0/"
 
-REGULAR: Final = b"0"
-HARD_LINK: Final = b"1"
-SYMLINK: Final = b"2"
-CHAR_DEVICE: Final = b"3"
-BLOCK_DEVICE: Final = b"4"
-DIRECTORY: Final = b"5"
-FIFO: Final = b"6"
 _EXTENDED: Final = b"x"
 
-_NO_XATTRS: Final[Mapping[bytes, bytes]] = {}
+NO_XATTRS: Final[Mapping[bytes, bytes]] = {}
 
 
 def member_header(
@@ -51,7 +44,7 @@ def member_header(
     size: int = 0,
     target: bytes = b"",
     device: tuple[int, int] = (0, 0),
-    xattrs: Mapping[bytes, bytes] = _NO_XATTRS,
+    xattrs: Mapping[bytes, bytes] = NO_XATTRS,
     real_size: int | None = None,
 ) -> bytes:
     """The blocks in front of a member's data.
@@ -96,10 +89,10 @@ def member_header(
     if gid > _MAX_OCTAL_ID:
         records.append((b"gid", b"%d" % gid))
         gid = 0
-    if ns or not 0 <= seconds <= MAX_OCTAL_SIZE:
+    if ns or not 0 <= seconds <= _MAX_OCTAL_SIZE:
         records.append((b"mtime", _decimal(mtime_ns)))
-        seconds = min(max(seconds, 0), MAX_OCTAL_SIZE)
-    if size > MAX_OCTAL_SIZE:
+        seconds = min(max(seconds, 0), _MAX_OCTAL_SIZE)
+    if size > _MAX_OCTAL_SIZE:
         records.append((b"size", b"%d" % size))
         size = 0
     if xattrs:

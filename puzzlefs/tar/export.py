@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Protocol
@@ -31,20 +31,17 @@ from puzzlefs.model import FileChunk, Kind
 from puzzlefs.oci import ImageReference
 from puzzlefs.sparse import SparseReader
 from puzzlefs.tar.ahead import ChunksAhead
-from puzzlefs.tar.encode import (
+from puzzlefs.tar.encode import NO_XATTRS, end_of_archive, member_header, padding, sparse_map
+from puzzlefs.tar.records import (
     BLOCK_DEVICE,
+    BLOCK_SIZE,
     CHAR_DEVICE,
     DIRECTORY,
     FIFO,
     HARD_LINK,
     REGULAR,
     SYMLINK,
-    end_of_archive,
-    member_header,
-    padding,
-    sparse_map,
 )
-from puzzlefs.tar.records import BLOCK_SIZE
 from puzzlefs.vfs import Attributes, Entry
 from puzzlefs.vfs.paths import MAX_PATH, Place, join, resolve, shown
 
@@ -54,9 +51,6 @@ SMALLEST_HOLE: Final = 4 << 20
 _USUAL_PART: Final = 1 << 20
 """Bytes of the largest chunk that builders make."""
 
-_FREE_LOAD: Final = 512 << 20
-_LOAD_FACTOR: Final = 8
-"""As for reading: a file of n bytes may load so many bytes of chunks, and this many times n."""
 
 _ITEMS_AHEAD: Final = 4096
 _OUTPUT_SIZE: Final = 1 << 20
@@ -66,7 +60,6 @@ _KINDS: Final = {
     Kind.BLOCK_DEVICE: BLOCK_DEVICE,
     Kind.FIFO: FIFO,
 }
-_NO_XATTRS: Final[Mapping[bytes, bytes]] = {}
 
 
 class Output(Protocol):
@@ -247,7 +240,7 @@ class _Export:
                 self._sparse(path, attributes, segments)
                 return
         self._header(REGULAR, path, attributes, size=size)
-        content = _Content(path, LoadBudget(_FREE_LOAD + _LOAD_FACTOR * size) if len(parts) > 1 else None)
+        content = _Content(path, LoadBudget.for_reading(size) if len(parts) > 1 else None)
         for part in parts:
             if part.length:
                 while not self.ahead.has_room():
@@ -281,7 +274,7 @@ class _Export:
                 size=size,
                 target=target,
                 device=(os.major(rdev), os.minor(rdev)) if rdev and not is_link else (0, 0),
-                xattrs=self.image.tree.xattrs(attributes.ino) if self.has_xattrs and not is_link else _NO_XATTRS,
+                xattrs=self.image.tree.xattrs(attributes.ino) if self.has_xattrs and not is_link else NO_XATTRS,
                 real_size=real_size,
             )
         )

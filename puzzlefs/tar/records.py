@@ -24,6 +24,15 @@ RECORD_SIZE: Final = 20 * BLOCK_SIZE
 
 ZERO_BLOCK: Final = bytes(BLOCK_SIZE)
 
+REGULAR: Final = b"0"
+"""This and the following are the type flags of POSIX that members of images have."""
+HARD_LINK: Final = b"1"
+SYMLINK: Final = b"2"
+CHAR_DEVICE: Final = b"3"
+BLOCK_DEVICE: Final = b"4"
+DIRECTORY: Final = b"5"
+FIFO: Final = b"6"
+
 MAX_SIZE: Final = (1 << 63) - 1
 """The largest size of a file."""
 
@@ -88,9 +97,9 @@ def parse_header(block: bytes) -> Header:
     name = _text(block[0:100])
     prefix = _text(block[345:500]) if magic == b"ustar\0" else b""  # GNU's own format has other things there
     kind = block[156:157]
-    is_device = kind in (b"3", b"4")
+    is_device = kind in (CHAR_DEVICE, BLOCK_DEVICE)
     return Header(
-        kind=b"0" if kind in (b"\0", b"7") else kind,
+        kind=REGULAR if kind in (b"\0", b"7") else kind,
         name=prefix + b"/" + name if prefix else name,
         target=_text(block[157:257]),
         mode=_number(block[100:108], "mode") & 0o7777,
@@ -223,16 +232,19 @@ def sparse_records(records: Sequence[tuple[bytes, bytes]]) -> list[Segment]:
             numbers = value.split(b",") if value else []
         elif key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
             numbers.append(value)
-    return _pairs(numbers)
+    return sparse_pairs(numbers)
 
 
-def sparse_text(lines: Sequence[bytes]) -> list[Segment]:
-    """The segments of format 1.0: the numbers that stand in front of the data.
+def sparse_pairs(numbers: Sequence[bytes]) -> list[Segment]:
+    """The segments that numbers in decimal stand for; those of format 1.0 stand in front of the data.
 
     Raises:
         FormatError: if they are malformed.
     """
-    return _pairs(lines)
+    if len(numbers) % 2:
+        raise FormatError("the map of a file with holes is malformed")
+    sizes = list(map(parse_size, numbers))
+    return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
 def check_segments(segments: Sequence[Segment], size: int, real_size: int) -> list[Segment]:
@@ -290,7 +302,7 @@ def _number(field: bytes, what: str, *, signed: bool = False) -> int:
     if first == _BINARY_NEGATIVE:
         value = int.from_bytes(field, "big", signed=True)
     else:
-        text = field.partition(b"\0")[0].strip(b" ")
+        text = _text(field).strip(b" ")
         if text.strip(b"01234567"):
             raise FormatError(f"{text!r} is not an octal number: the {what} is malformed")
         value = int(text or b"0", 8)
@@ -318,10 +330,3 @@ def _old_segments(data: bytes, count: int) -> list[Segment]:
             break  # the map is over
         segments.append((_size(data[start : start + 12], "map"), _size(data[start + 12 : start + 24], "map")))
     return segments
-
-
-def _pairs(numbers: Sequence[bytes]) -> list[Segment]:
-    if len(numbers) % 2:
-        raise FormatError("the map of a file with holes is malformed")
-    sizes = list(map(parse_size, numbers))
-    return list(zip(sizes[::2], sizes[1::2], strict=True))

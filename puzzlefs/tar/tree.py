@@ -37,7 +37,8 @@ from puzzlefs.model import (
     Xattr,
 )
 from puzzlefs.tar.archive import Extent, Member
-from puzzlefs.vfs.paths import MAX_PATH
+from puzzlefs.tar.records import BLOCK_DEVICE, CHAR_DEVICE, DIRECTORY, HARD_LINK, REGULAR, SYMLINK
+from puzzlefs.vfs.paths import MAX_LINKS, MAX_PATH
 from puzzlefs.vfs.tree import MAX_NAME_LENGTH, MAX_TARGET_LENGTH
 
 WhiteoutRule = Literal["refuse", "apply", "keep"]
@@ -46,17 +47,14 @@ WhiteoutRule = Literal["refuse", "apply", "keep"]
 _MAX_INODES: Final = 5_000_000
 """About as many as the metadata of an image have room for."""
 
-_MAX_LINKS: Final = 40
-"""Symbolic links on one way (Linux: MAXSYMLINKS)."""
 _MAX_OWNER: Final = 0xFFFFFFFE
 _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
-_DIRECTORY: Final = b"5"
-_HARD_LINK: Final = b"1"
+_EMPTY_DIRECTORY: Final = Directory(())
 
 
 class _Node:
-    """A file of any kind; ``entries`` is ``None`` for all but directories.
+    """A file of any kind; ``entries`` is ``None`` for all but directories, whose ``content`` stays empty.
 
     An entry is a node, and the number of the archive that it is from.
     """
@@ -65,7 +63,7 @@ class _Node:
 
     def __init__(self) -> None:
         self.entries: dict[bytes, tuple[_Node, int]] | None = None
-        self.content: Content | None = None
+        self.content: Content = _EMPTY_DIRECTORY
         self.mode = 0o755
         self.uid = self.gid = 0
         self.mtime_ns = 0
@@ -122,7 +120,7 @@ class UnpackedTree:
     def _add(self, member: Member) -> None:
         parts = self._parts(member.name)
         if not parts:
-            if member.kind != _DIRECTORY:
+            if member.kind != DIRECTORY:
                 raise FormatError("the root can only be a directory")
             self._describe(self._root, member)
             return
@@ -132,11 +130,11 @@ class UnpackedTree:
             return
         parent = self._directory(parts)
         entries = _entries(parent)
-        if member.kind == _HARD_LINK:
+        if member.kind == HARD_LINK:
             self._link(entries, name, member.target)
             return
         old = entries.get(name)
-        if member.kind == _DIRECTORY:
+        if member.kind == DIRECTORY:
             node = old[0] if old is not None and old[0].entries is not None else self._counted(_new_directory())
         else:
             node = self._counted(_Node())
@@ -155,11 +153,7 @@ class UnpackedTree:
         self._root.ino = ROOT_INO
         inodes: list[Inode] = []
         for node in self._nodes:  # grows
-            content = node.content
-            if node.entries is not None:
-                content = Directory(tuple(self._numbered(node.entries)))
-            if content is None:
-                raise FormatError("a member has no content")
+            content = node.content if node.entries is None else Directory(tuple(self._numbered(node.entries)))
             xattrs = tuple(Xattr(key, value) for key, value in sorted(node.xattrs.items())) if node.xattrs else ()
             inodes.append(Inode(node.ino, node.uid, node.gid, node.mode, content, xattrs, mtime_of(node.mtime_ns)))
         return MetadataLayer(inodes)
@@ -190,19 +184,17 @@ class UnpackedTree:
         node.describe(member)
 
     def _content(self, member: Member) -> Content:
-        match member.kind:
-            case b"0":
-                return RegularFile(member.size, ())
-            case b"2":
-                if not 0 < len(member.target) <= MAX_TARGET_LENGTH or b"\0" in member.target:
-                    raise FormatError(f"a symbolic link cannot point to {member.target[:80]!r}")
-                return Symlink(member.target)
-            case b"3":
-                return CharDevice(*member.device)
-            case b"4":
-                return BlockDevice(*member.device)
-            case _:
-                return Fifo()
+        if member.kind == REGULAR:
+            return RegularFile(member.size, ())
+        if member.kind == SYMLINK:
+            if not 0 < len(member.target) <= MAX_TARGET_LENGTH or b"\0" in member.target:
+                raise FormatError(f"a symbolic link cannot point to {member.target[:80]!r}")
+            return Symlink(member.target)
+        if member.kind == CHAR_DEVICE:
+            return CharDevice(*member.device)
+        if member.kind == BLOCK_DEVICE:
+            return BlockDevice(*member.device)
+        return Fifo()
 
     def _link(self, entries: dict[bytes, tuple[_Node, int]], name: bytes, target: bytes) -> None:
         parts = self._parts(target)
@@ -286,7 +278,7 @@ class UnpackedTree:
                 way.append(self._enter(entries, part, found, make=make))
             elif isinstance(found[0].content, Symlink):
                 links += 1
-                if links > _MAX_LINKS:
+                if links > MAX_LINKS:
                     raise FormatError("there are too many symbolic links on the way to it")
                 target = found[0].content.target
                 if target.startswith(b"/"):
