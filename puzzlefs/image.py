@@ -54,10 +54,6 @@ _MAX_VECTORS_IN_BLOB: Final = 16
 """Vectors at different offsets of one blob could share their bytes; real ones are alone in theirs."""
 MAX_METADATA_RATIO: Final = 100
 """How much smaller compressed metadata can be; real ones shrink to a tenth."""
-_FREE_LOAD: Final = 512 << 20
-_LOAD_FACTOR: Final = 8
-"""A read of n bytes may load so many bytes of chunks, and this many times n. It takes what it asked for and the rest of
-the first and the last chunk where chunks are cut out of a stream of files."""
 _MIN_ENTRY_SIZE: Final = 16
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
@@ -143,7 +139,7 @@ class Image:
         if len(pieces) == 1:
             piece = pieces[0]
             return [view(piece.blob, piece.compressed, piece.offset, piece.length)]
-        budget = LoadBudget(_FREE_LOAD + _LOAD_FACTOR * sum(piece.length for piece in pieces))
+        budget = LoadBudget.for_reading(sum(piece.length for piece in pieces))
         return [view(piece.blob, piece.compressed, piece.offset, piece.length, budget) for piece in pieces]
 
     def path(self, path: str | bytes = "/") -> ImagePath:

@@ -24,7 +24,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from puzzlefs.blobs.host import read_bounded, storage_errors
 from puzzlefs.blobs.layout import Layout
@@ -52,6 +52,8 @@ _USUAL_SIZE: Final = 256 << 10
 _BLOCK_SIZE: Final = 1 << 20
 _MAX_BLOCKS: Final = 1 << 14
 _UNBOUNDED: Final = 1 << 62
+_FREE_LOAD: Final = 512 << 20
+_LOAD_FACTOR: Final = 8
 
 
 class LoadBudget:
@@ -62,6 +64,15 @@ class LoadBudget:
     def __init__(self, size: int) -> None:
         """A budget of ``size`` bytes."""
         self._left = size
+
+    @classmethod
+    def for_reading(cls, size: int) -> Self:
+        """What a read of ``size`` bytes may load: so many bytes, and a few times ``size``.
+
+        It takes what it asked for and the rest of the first and the last chunk where chunks are cut out of a stream of
+        files.
+        """
+        return cls(_FREE_LOAD + _LOAD_FACTOR * size)
 
     def spend(self, size: int) -> None:
         """Take note that ``size`` bytes have been loaded.

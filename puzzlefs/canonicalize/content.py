@@ -40,9 +40,6 @@ _CACHE_SIZE: Final = 16 << 20
 _CHUNKS_AHEAD: Final = 8
 _PARTS_AHEAD: Final = 4096
 _WINDOW: Final = 1 << 20
-_FREE_LOAD: Final = 512 << 20
-_LOAD_FACTOR: Final = 8
-"""As for reading: a file of n bytes may load so many bytes of chunks, and this many times n."""
 _ZEROS: Final = bytes(USUAL_CONTENT)
 
 Key = tuple[Digest, bool]
@@ -182,7 +179,7 @@ class ContentReader:
                     self._border(last)
                     self._border(file)
                     last = file
-                    budget = LoadBudget(_FREE_LOAD + _LOAD_FACTOR * file.size)
+                    budget = LoadBudget.for_reading(file.size)
                 self._append(file, part, loader, budget)
         self._border(last)
         self._append_zeros()

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from puzzlefs.builder.chunks import FileStream
+from puzzlefs.builder.describe import PERMISSIONS
 from puzzlefs.builder.source import SourceDirectory, printable
 from puzzlefs.errors import FormatError, NotFoundError
 from puzzlefs.model import ROOT_INO, Content, Directory, DirEntry, Inode, Kind, RegularFile, Symlink, Xattr
 from puzzlefs.vfs import Tree
 from puzzlefs.vfs.plan import MAX_FILE_SIZE
 
-_PERMISSIONS: Final = 0o7777
 _SYMLINK_PERMISSIONS: Final = 0o777
 
 
@@ -136,7 +136,7 @@ class _Renumbering:
         tree = self._tree
         tree.attributes(ino)  # an owner or a device number that cannot be is refused here
         inode = tree.inode(ino)
-        permissions = inode.permissions & _PERMISSIONS
+        permissions = inode.permissions & PERMISSIONS
         content: Content = inode.content
         match content:
             case RegularFile(size=size):
