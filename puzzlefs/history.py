@@ -13,20 +13,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from puzzlefs.blobs import Layout, VerityMode
 from puzzlefs.blobs.host import storage_errors
 from puzzlefs.callable_module import make_callable
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.image import Image, open_image
-from puzzlefs.model import FileChunk, InodeTable, Kind, chunks_of
+from puzzlefs.model import KIND_NAMES, FileChunk, InodeTable, Kind, chunks_of
 from puzzlefs.oci import ImageReference
 from puzzlefs.vfs.changes import LayerChanges, layer_changes
 from puzzlefs.wire import embedded_sizes
-
-KIND_NAMES: Final = {kind: kind.name.lower().replace("_", "-") for kind in Kind}
-"""What reports call the kinds: ``regular``, ``directory``, ``symlink``, ``char-device`` and so on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,7 @@ class LayerHistory:
         changed: inodes that can be seen either way and are not the same: content, attributes, or, of a directory, which
             inodes have which names.
         removed: inodes that can be seen without it and not with it.
-        kinds: the same three by kind (``KIND_NAMES``), for those kinds that are concerned.
+        kinds: the same three by kind (``puzzlefs.model.KIND_NAMES``), for those kinds that are concerned.
         visible: inodes that can be seen with it.
         stored_inodes: inodes that it holds, changed or not, white-outs too.
         new_chunks: chunks that no lower layer refers to.

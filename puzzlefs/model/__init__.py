@@ -5,6 +5,7 @@ Everything here is immutable, so it may be shared between threads freely. File n
 """
 
 from puzzlefs.model.inode import (
+    KIND_NAMES,
     BlobRef,
     BlockDevice,
     CharDevice,
@@ -25,6 +26,7 @@ from puzzlefs.model.inode import (
 from puzzlefs.model.rootfs import ROOT_INO, Glance, InodeTable, Listing, MetadataLayer, Resident, Rootfs, chunks_of
 
 __all__ = [
+    "KIND_NAMES",
     "ROOT_INO",
     "BlobRef",
     "BlockDevice",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Final, assert_never
 
 from puzzlefs.digest import Digest
 
@@ -27,6 +27,10 @@ class Kind(enum.IntEnum):
     SYMLINK = 6
     SOCKET = 7
     WHITEOUT = 8
+
+
+KIND_NAMES: Final = {kind: kind.name.lower().replace("_", "-") for kind in Kind}
+"""What reports call the kinds: ``regular``, ``directory``, ``symlink``, ``char-device`` and so on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import assert_never
 from puzzlefs.errors import NotFoundError
 from puzzlefs.image import Image
 from puzzlefs.model import (
+    KIND_NAMES,
     BlockDevice,
     CharDevice,
     Content,
@@ -111,7 +112,7 @@ def inode_object(inode: Inode) -> dict[str, JsonValue]:
     """
     result: dict[str, JsonValue] = {
         "ino": inode.ino,
-        "kind": kind_of(inode.content).name.lower().replace("_", "-"),
+        "kind": KIND_NAMES[kind_of(inode.content)],
         "permissions": f"{inode.permissions:04o}",
         "uid": inode.uid,
         "gid": inode.gid,

@@ -17,7 +17,7 @@ from puzzlefs.blobs.host import storage_errors
 from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import FormatError
 from puzzlefs.image import Image, open_image
-from puzzlefs.model import InodeTable, Kind
+from puzzlefs.model import KIND_NAMES, InodeTable, Kind
 from puzzlefs.oci import ImageReference, media_types
 from puzzlefs.usage.content import BlobNumbers, FileContents, blob_sizes
 from puzzlefs.usage.frames import FrameSummary, summarize_frames
@@ -202,7 +202,7 @@ def _kinds(image: Image) -> tuple[dict[str, int], int]:
     """Visible inodes by kind, and how many are of none."""
     counts = Counter(map(image.tree.kind, image.tree.links().visible))
     unknown = counts.pop(None, 0) + counts.pop(Kind.UNKNOWN, 0)
-    return {kind.name.lower().replace("_", "-"): counts[kind] for kind in Kind if counts[kind]}, unknown
+    return {KIND_NAMES[kind]: counts[kind] for kind in Kind if counts[kind]}, unknown
 
 
 def _metadata_sizes(image: Image) -> tuple[int, int]:
