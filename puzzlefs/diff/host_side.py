@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from puzzlefs.builder.describe import PERMISSIONS, xattrs_of
 from puzzlefs.builder.scan import identity_of
@@ -22,17 +22,8 @@ from puzzlefs.diff.report import EntryState
 from puzzlefs.diff.side import Read
 from puzzlefs.errors import InvalidArgumentError, SourceError
 from puzzlefs.model import Kind
+from puzzlefs.vfs import file_type_to_kind
 from puzzlefs.vfs.paths import MAX_LINKS, shown
-
-_KINDS: Final = {
-    stat.S_IFREG: Kind.REGULAR,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHAR_DEVICE,
-    stat.S_IFBLK: Kind.BLOCK_DEVICE,
-    stat.S_IFIFO: Kind.FIFO,
-    stat.S_IFSOCK: Kind.SOCKET,
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,7 +196,7 @@ class HostSide:
     # ---- inside
 
     def _kind_of(self, node: HostNode) -> Kind:
-        kind = _KINDS.get(stat.S_IFMT(node.status.st_mode))
+        kind = file_type_to_kind(stat.S_IFMT(node.status.st_mode))
         if kind is None:
             path = self._tree.shown(node.directory.path(node.name))
             raise SourceError(f"{path} is of a kind that no image can hold (mode {node.status.st_mode:#o})")

@@ -28,6 +28,7 @@ _FILE_TYPES: Final[dict[int, int]] = {
     int(Kind.SYMLINK): stat.S_IFLNK,
     int(Kind.SOCKET): stat.S_IFSOCK,
 }
+_KINDS: Final = {file_type: Kind(kind) for kind, file_type in _FILE_TYPES.items()}
 
 
 class Attributes(NamedTuple):
@@ -59,6 +60,11 @@ class Attributes(NamedTuple):
 def kind_to_file_type(kind: int) -> int:
     """The ``S_IFMT`` bits of a kind; 0 for a white-out, which is no file."""
     return _FILE_TYPES.get(kind, 0)
+
+
+def file_type_to_kind(file_type: int) -> Kind | None:
+    """The kind that ``S_IFMT`` bits mean; ``None`` if no image can hold it."""
+    return _KINDS.get(file_type)
 
 
 def attributes_at_a_glance(ino: int, glance: Glance, nlink: int) -> Attributes:
