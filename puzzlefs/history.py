@@ -22,7 +22,6 @@ from puzzlefs.image import Image, open_image
 from puzzlefs.model import KIND_NAMES, FileChunk, InodeTable, Kind, chunks_of
 from puzzlefs.oci import ImageReference
 from puzzlefs.vfs.changes import LayerChanges, layer_changes
-from puzzlefs.wire import embedded_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +111,13 @@ def history(
         with open_image(image, digest=digest, verity=verity) as opened:
             return history(opened)
     tables = image.rootfs.metadata_layers
-    sizes, blobs = _metadata(image)
+    metadata = image.layer_sizes()
     chunks = _Chunks(image.layout)
     visible = 0
     layers: list[LayerHistory] = []
     for number, changes in enumerate(layer_changes(tables, image.tree.max_entries), 1):
         table = tables[-number]
+        size, blob = metadata[-number]
         visible += changes.added.total() - changes.removed.total()
         new = chunks.new_in(table)
         layers.append(
@@ -133,8 +133,8 @@ def history(
                 new_bytes=new.bytes,
                 new_stored_bytes=new.stored_bytes,
                 missing_chunks=new.missing,
-                metadata_bytes=sizes[-number],
-                blob=blobs[-number],
+                metadata_bytes=size,
+                blob=None if blob is None else blob.oci,
             )
         )
     return HistoryReport(
@@ -143,16 +143,6 @@ def history(
         format_version=image.version,
         layers=tuple(reversed(layers)),
     )
-
-
-def _metadata(image: Image) -> tuple[list[int], list[str | None]]:
-    """Bytes of each metadata layer, topmost first, and the blob that it is alone in."""
-    tables = image.rootfs.metadata_layers
-    if not image.metadata_refs:
-        return embedded_sizes(tables), [None] * len(tables)
-    refs = list(dict.fromkeys(image.metadata_refs))  # as they were opened
-    with storage_errors("look for metadata in", image.layout.path):
-        return [image.layout.blob_size(ref.digest) or 0 for ref in refs], [ref.digest.oci for ref in refs]
 
 
 def _by_kind(changes: LayerChanges) -> dict[str, KindHistory]:

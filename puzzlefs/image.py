@@ -35,7 +35,7 @@ from puzzlefs.oci import (
 )
 from puzzlefs.verity import verity_digest
 from puzzlefs.vfs import ReadPlan, Tree
-from puzzlefs.wire import codec_for, rootfs_version
+from puzzlefs.wire import codec_for, embedded_sizes, rootfs_version
 
 if TYPE_CHECKING:
     from puzzlefs.image_path import ImagePath
@@ -108,6 +108,28 @@ class Image:
             PuzzlefsError: if the manifest cannot be read any more.
         """
         return verity_digest(self.blobs.read(self.manifest_digest, limit=MAX_MANIFEST_SIZE))
+
+    def metadata_blobs(self) -> set[Digest]:
+        """The blobs that are no chunks: manifest, configuration, rootfs, metadata layers."""
+        found = {self.manifest_digest, *(ref.digest for ref in self.metadata_refs)}
+        if self.manifest is not None:
+            found |= {self.manifest.config.digest, self.manifest.rootfs().digest}
+        return found
+
+    def layer_sizes(self) -> list[tuple[int, Digest | None]]:
+        """What each metadata layer takes, topmost first: bytes, and the blob whose bytes those are.
+
+        In version 3 a layer is a part of the rootfs blob: bytes before compression, and no blob.
+
+        Raises:
+            FormatError: if metadata are malformed.
+            StorageError: if the host cannot tell the size of a blob.
+        """
+        if not self.metadata_refs:
+            return [(size, None) for size in embedded_sizes(self.rootfs.metadata_layers)]
+        digests = [ref.digest for ref in dict.fromkeys(self.metadata_refs)]  # as they were opened
+        with storage_errors("look for metadata in", self.layout.path):
+            return [(self.layout.blob_size(digest) or 0, digest) for digest in digests]
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
         """``size`` bytes of a regular file from ``offset`` on, fewer at its end; all of them verified.

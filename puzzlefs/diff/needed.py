@@ -27,7 +27,7 @@ def needed_by(new: Image, old: Image, files: Iterable[int] | None = None) -> Nee
     metadata: set[Digest] = set()
     if files is None:
         wanted = _chunks(new)
-        metadata = _metadata(new) - _metadata(old) - here
+        metadata = new.metadata_blobs() - old.metadata_blobs() - here
     else:
         wanted = set()
         for ino in files:
@@ -47,10 +47,3 @@ def needed_by(new: Image, old: Image, files: Iterable[int] | None = None) -> Nee
 
 def _chunks(image: Image) -> set[Digest]:
     return set().union(*map(chunk_digests, image.rootfs.metadata_layers))
-
-
-def _metadata(image: Image) -> set[Digest]:
-    found = {image.manifest_digest, *(ref.digest for ref in image.metadata_refs)}
-    if image.manifest is not None:
-        found |= {image.manifest.rootfs().digest, image.manifest.config.digest}
-    return found

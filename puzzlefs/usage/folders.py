@@ -29,7 +29,7 @@ from puzzlefs.model import Kind
 from puzzlefs.oci import ImageReference
 from puzzlefs.reachable import Reachable
 from puzzlefs.usage.content import BlobNumbers, BlobSet, FileContents, blob_sizes
-from puzzlefs.usage.reach import entries_of, image_blobs, metadata_blobs
+from puzzlefs.usage.reach import entries_of, image_blobs
 from puzzlefs.vfs import Tree
 from puzzlefs.vfs.paths import Place, resolve, shown, walk_below
 
@@ -129,7 +129,7 @@ def disk_usage(
     contents = FileContents(image, numbers)
     used = len(numbers)  # these come first
     own, others, unreadable = _reached(image, contents, numbers)
-    metadata = numbers.numbers(metadata_blobs(image))
+    metadata = numbers.numbers(image.metadata_blobs())
     known = [0] * len(numbers)
     missing = 0
     names = list(numbers)

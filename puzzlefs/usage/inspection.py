@@ -21,8 +21,7 @@ from puzzlefs.model import KIND_NAMES, InodeTable, Kind
 from puzzlefs.oci import ImageReference, media_types
 from puzzlefs.usage.content import BlobNumbers, FileContents, blob_sizes
 from puzzlefs.usage.frames import FrameSummary, summarize_frames
-from puzzlefs.usage.reach import image_blobs, metadata_blobs
-from puzzlefs.wire import embedded_sizes
+from puzzlefs.usage.reach import image_blobs
 
 _FIRST_STEP: Final = 12
 """Sizes up to 4 KiB are told apart no further."""
@@ -207,22 +206,22 @@ def _kinds(image: Image) -> tuple[dict[str, int], int]:
 
 def _metadata_sizes(image: Image) -> tuple[int, int]:
     """Bytes of the manifest, and of the other metadata blobs."""
-    digests = [image.manifest_digest, *(metadata_blobs(image) - {image.manifest_digest})]
+    digests = [image.manifest_digest, *(image.metadata_blobs() - {image.manifest_digest})]
     sizes = [size or 0 for size in blob_sizes(image.layout, digests)]
     return sizes[0], sum(sizes[1:])
 
 
 def _layers(image: Image) -> tuple[MetadataLayerSummary, ...]:
     tables = image.rootfs.metadata_layers
-    if image.metadata_refs:
-        refs = list(dict.fromkeys(image.metadata_refs))  # as they were opened
-        sizes = [size or 0 for size in blob_sizes(image.layout, [ref.digest for ref in refs])]
-        blobs: list[str | None] = [ref.digest.oci for ref in refs]
-    else:
-        sizes, blobs = embedded_sizes(tables), [None] * len(tables)
     return tuple(
-        MetadataLayerSummary(len(tables) - position, len(table), size, blob, _has_timestamps(table))
-        for position, (table, size, blob) in enumerate(zip(tables, sizes, blobs, strict=True))
+        MetadataLayerSummary(
+            layer=len(tables) - position,
+            inodes=len(table),
+            bytes=size,
+            blob=None if blob is None else blob.oci,
+            has_timestamps=_has_timestamps(table),
+        )
+        for position, (table, (size, blob)) in enumerate(zip(tables, image.layer_sizes(), strict=True))
     )
 
 
@@ -249,7 +248,7 @@ def _chunks(
 ) -> tuple[ChunkSummary, int, FrameSummary | None]:
     """The chunks, the bytes of their blobs, and how they are framed."""
     used = len(numbers)
-    hidden = numbers.numbers(image_blobs(image, contents)) - set(range(used)) - numbers.numbers(metadata_blobs(image))
+    hidden = numbers.numbers(image_blobs(image, contents)) - set(range(used)) - numbers.numbers(image.metadata_blobs())
     digests = list(numbers)
     sizes = blob_sizes(image.layout, digests)
     content = [contents.content_size(number, sizes[number] or 0) for number in range(used)]

@@ -128,14 +128,6 @@ def image_blobs(image: Image, contents: FileContents) -> Iterator[Digest]:
                     yield from [chunk.blob.digest for chunk in chunks_of(table, ino)]
 
 
-def metadata_blobs(image: Image) -> set[Digest]:
-    """The blobs of an open image that are no chunks: manifest, configuration, rootfs, metadata layers."""
-    found = {image.manifest_digest, *(ref.digest for ref in image.metadata_refs)}
-    if image.manifest is not None:
-        found |= {image.manifest.config.digest, image.manifest.rootfs().digest}
-    return found
-
-
 def _listed(manifest: Manifest) -> Iterator[Digest]:
     """The digests of an OCI manifest's configuration and layers."""
     yield manifest.config.digest

@@ -33,7 +33,6 @@ from puzzlefs.usage.reach import (
     entries_of,
     is_puzzlefs,
     manifests_below,
-    metadata_blobs,
     open_manifest,
 )
 
@@ -279,7 +278,7 @@ class _Survey:
         self._used.mark(used)
         return _Contents(
             used=array("I", used),
-            metadata=frozenset(number for number in numbers.numbers(metadata_blobs(image)) if number not in used),
+            metadata=frozenset(number for number in numbers.numbers(image.metadata_blobs()) if number not in used),
             version=image.version,
             inodes=image.tree.totals().inodes,
             apparent=sum(contents.sizes),
