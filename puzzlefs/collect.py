@@ -34,9 +34,9 @@ from typing import Final
 
 from puzzlefs.blobs import Layout
 from puzzlefs.blobs.host import storage_errors
-from puzzlefs.blobs.inventory import is_held, left_overs, list_blobs
+from puzzlefs.blobs.inventory import left_overs, list_blobs
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX
-from puzzlefs.blobs.lease import LEASE_PREFIX, collecting, read_lease
+from puzzlefs.blobs.lease import LEASE_PREFIX, collecting, is_live, read_lease
 from puzzlefs.digest import Digest
 from puzzlefs.errors import InvalidArgumentError, PuzzlefsError
 from puzzlefs.oci import Index, media_types
@@ -201,7 +201,7 @@ class _Collection:
         count = 0
         with storage_errors("read the leases in", layout.path):
             for name in os.listdir(layout.blobs_fd):
-                if name.startswith(LEASE_PREFIX) and is_held(layout, name):
+                if name.startswith(LEASE_PREFIX) and is_live(layout.blobs_fd, name):
                     count += 1
                     with _nothing_removed(f"{layout.path}: the lease {name} of a build or a mount"):
                         for kind, digest in read_lease(layout.blobs_fd, name):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from typing import Final
 
+from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError, StorageError
 
 _HINTS = {
@@ -78,6 +80,40 @@ def open_regular(
         os.close(fd)
         raise FormatError(f"{what} is not a regular file")
     return fd
+
+
+def regular_file_size(name: str, dir_fd: int) -> int | None:
+    """The size in bytes of a regular file, ``None`` if there is none of this name.
+
+    Raises:
+        OSError: as the host reports it.
+    """
+    try:
+        status = os.lstat(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def hash_file(fd: int) -> Digest:
+    """The sha256 of an open file, from where it stands to its end.
+
+    Raises:
+        OSError: if the host cannot read it.
+    """
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        return Digest(hashlib.file_digest(file, "sha256").digest())
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of ``data``, however many calls that takes.
+
+    Raises:
+        OSError: if the host cannot write it.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def read_bounded(fd: int, what: str, limit: int) -> bytes:

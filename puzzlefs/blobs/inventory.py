@@ -17,7 +17,6 @@ from puzzlefs.blobs.host import storage_errors
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
 from puzzlefs.blobs.lease import LEASE_PREFIX, is_live
 from puzzlefs.digest import Digest
-from puzzlefs.errors import FormatError
 
 _HEX_LENGTH: Final = 64
 _HEX_DIGITS: Final = frozenset("0123456789abcdef")
@@ -71,7 +70,7 @@ def left_overs(layout: Layout, grace: float) -> Iterator[LeftOver]:
         live: set[str] = set()
         for name in names:
             if name.startswith(LEASE_PREFIX):
-                if is_held(layout, name):
+                if is_live(layout.blobs_fd, name):
                     live.add(name.removeprefix(LEASE_PREFIX))
                 else:
                     yield from _left_over(layout.blobs_fd, name, 0)
@@ -86,18 +85,6 @@ def left_overs(layout: Layout, grace: float) -> Iterator[LeftOver]:
                     yield from _left_over(fd, name, grace)
         finally:
             os.close(fd)
-
-
-def is_held(layout: Layout, name: str) -> bool:
-    """Whether somebody holds the lease of this name. Only while ``collecting``.
-
-    Raises:
-        OSError: as the host reports it.
-    """
-    try:
-        return is_live(layout.blobs_fd, name)
-    except FormatError:
-        return False  # no file: nobody's lease
 
 
 def _left_over(directory: int, name: str, grace: float) -> Iterator[LeftOver]:

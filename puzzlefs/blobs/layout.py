@@ -17,13 +17,12 @@ import contextlib
 import errno
 import fcntl
 import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from puzzlefs.blobs.host import open_regular, read_bounded, storage_errors, sync_file_system
+from puzzlefs.blobs.host import open_regular, read_bounded, regular_file_size, storage_errors, sync_file_system
 from puzzlefs.digest import Digest
 from puzzlefs.errors import BlobNotFoundError, FormatError, InvalidArgumentError, NotFoundError, TagNotFoundError
 from puzzlefs.oci import Descriptor, Dialect, Index
@@ -154,11 +153,7 @@ class Layout:
 
     def blob_size(self, digest: Digest) -> int | None:
         """The size in bytes of the file that has the blob's name, ``None`` if there is none."""
-        try:
-            status = os.lstat(digest.hex(), dir_fd=self._blobs_fd)
-        except FileNotFoundError:
-            return None
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
+        return regular_file_size(digest.hex(), self._blobs_fd)
 
     # ---- the index
 

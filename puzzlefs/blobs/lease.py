@@ -23,14 +23,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Final
 
-from puzzlefs.blobs.host import open_regular, read_bounded
+from puzzlefs.blobs.host import open_regular, read_bounded, regular_file_size, write_all
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
 
@@ -97,10 +96,10 @@ class Lease:
         with self._locked():
             for digest, size in blobs:
                 name = digest.hex()
-                if not _has_size(name, size, self._directory):
+                if regular_file_size(name, self._directory) != size:
                     return False
                 lines.append(f"blob {name}\n")
-            self._write("".join(lines))
+            write_all(self._fd, "".join(lines).encode())
         return True
 
     def name(self, roots: Iterable[Digest], kind: Root = Root.BLOB) -> None:
@@ -111,7 +110,7 @@ class Lease:
         """
         text = "".join([f"{kind.value} {digest.hex()}\n" for digest in roots])
         with self._locked():
-            self._write(text)
+            write_all(self._fd, text.encode())
 
     def in_fork(self) -> Lease:
         """The same lease for a process that is about to be forked, which must not close it."""
@@ -145,11 +144,6 @@ class Lease:
             finally:
                 fcntl.flock(self._directory, fcntl.LOCK_UN)
 
-    def _write(self, text: str) -> None:
-        data = memoryview(text.encode())
-        while data:
-            data = data[os.write(self._fd, data) :]
-
 
 @contextlib.contextmanager
 def collecting(blobs_fd: int, patience: float) -> Iterator[None]:
@@ -171,12 +165,11 @@ def is_live(blobs_fd: int, name: str) -> bool:
     """Whether somebody holds the lease of this name. Only while ``collecting``: one that is made must not be seen.
 
     Raises:
-        FormatError: if it is no regular file.
         OSError: as the host reports it.
     """
     try:
         fd = open_regular(name, f"lease {name}", dir_fd=blobs_fd, follow_symlinks=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, FormatError):  # what is no file is nobody's lease
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -212,14 +205,6 @@ def read_lease(blobs_fd: int, name: str) -> list[tuple[Root, Digest]]:
         except ValueError as error:
             raise FormatError(f"{what}: {line[:80]!r} names nothing that this version knows") from error
     return roots
-
-
-def _has_size(name: str, size: int, directory: int) -> bool:
-    try:
-        status = os.lstat(name, dir_fd=directory)
-    except FileNotFoundError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
 def _flock(fd: int, how: int, patience: float | None) -> None:

@@ -18,6 +18,7 @@ import hashlib
 import os
 from typing import Final
 
+from puzzlefs.blobs.host import hash_file, write_all
 from puzzlefs.digest import Digest
 from puzzlefs.errors import IntegrityError
 
@@ -38,7 +39,7 @@ def transfer(source: int, digest: Digest, directory: int, name: str, subject: st
     """Make the file ``name`` in ``directory`` of an open blob.
 
     Args:
-        source: the open blob; its position moves.
+        source: the open blob, at its beginning; its position moves.
         digest: its sha256.
         directory: a descriptor of the directory.
         name: the new file, which does not exist.
@@ -53,7 +54,7 @@ def transfer(source: int, digest: Digest, directory: int, name: str, subject: st
     """
     try:
         if _link(source, directory, name):
-            how, actual = Transferred.LINKED, _hash_of(source)
+            how, actual = Transferred.LINKED, hash_file(source)
         else:
             how, actual = _hash_of_copy(source, directory, name)
         if actual != digest:
@@ -88,22 +89,11 @@ def _hash_of_copy(source: int, directory: int, name: str) -> tuple[Transferred, 
         except OSError:
             pass
         else:
-            return Transferred.CLONED, _hash_of(target)
+            return Transferred.CLONED, hash_file(target)
         hasher = hashlib.sha256()
         while block := os.read(source, _BLOCK_SIZE):
             hasher.update(block)
-            view = memoryview(block)
-            while view:
-                view = view[os.write(target, view) :]
+            write_all(target, block)
         return Transferred.COPIED, Digest(hasher.digest())
     finally:
         os.close(target)
-
-
-def _hash_of(fd: int) -> Digest:
-    hasher = hashlib.sha256()
-    offset = 0
-    while block := os.pread(fd, _BLOCK_SIZE, offset):
-        hasher.update(block)
-        offset += len(block)
-    return Digest(hasher.digest())

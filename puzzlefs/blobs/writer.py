@@ -23,7 +23,6 @@ Processes forked from the one that owns the writer write through a ``delegate``;
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import signal
@@ -33,14 +32,13 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import Final, Self
 
-from puzzlefs.blobs.host import storage_errors, sync_file_system
+from puzzlefs.blobs.host import hash_file, storage_errors, sync_file_system, write_all
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
 from puzzlefs.blobs.lease import Lease, Root
 from puzzlefs.blobs.transfer import Transferred, transfer
 from puzzlefs.digest import Digest
 from puzzlefs.errors import BlobNotFoundError, PuzzlefsError, StorageError
 
-_COPY_SIZE = 1 << 20
 _WRITE_OUT_SIZE: Final = 96 << 20
 """Bytes that are put on disk at once, ahead of ``commit``."""
 _WORTH_A_THREAD: Final = 16 << 20
@@ -152,14 +150,9 @@ class BlobWriter:
                     self._linked.add(temporary)
         finally:
             os.close(fd)
-        with self._lock:
-            if digest not in self._pending:
-                self._known.add(digest)
-                self._add(digest, temporary, size)
+        if self._accept(digest, temporary, size):
+            with self._lock:
                 self.transferred[how] += size
-                return size
-        with storage_errors("write a blob to", self._layout.path):  # another thread was quicker
-            os.unlink(temporary, dir_fd=self._layout.blobs_fd)
         return size
 
     def delegate(self, index: int, count: int) -> BlobWriter:
@@ -191,14 +184,7 @@ class BlobWriter:
         Raises:
             StorageError: if two of them have written it, and one of the files cannot be removed.
         """
-        temporary = f"{self._session}{_DELEGATED}{number:x}"
-        with self._lock:
-            if digest not in self._pending:
-                self._known.add(digest)
-                self._add(digest, temporary, size)
-                return
-        with storage_errors("write a blob to", self._layout.path):
-            os.unlink(temporary, dir_fd=self._layout.blobs_fd)
+        self._accept(digest, f"{self._session}{_DELEGATED}{number:x}", size)
 
     def adopt(self, digest: Digest, size: int) -> bool:
         """Whether a blob is stored, or on its way; it then needs no ``put``.
@@ -325,6 +311,17 @@ class BlobWriter:
         if self._unsynced_size >= _WRITE_OUT_SIZE and not self._step:
             self._begin_write_out()
 
+    def _accept(self, digest: Digest, temporary: str, size: int) -> bool:
+        """Take note of a blob that was written, or remove the file if somebody else was quicker; whether it counts."""
+        with self._lock:
+            if digest not in self._pending:
+                self._known.add(digest)
+                self._add(digest, temporary, size)
+                return True
+        with storage_errors("write a blob to", self._layout.path):
+            os.unlink(temporary, dir_fd=self._layout.blobs_fd)
+        return False
+
     def _begin_write_out(self) -> None:
         """Start a thread that syncs, unless there is one. The lock is held."""
         if self._write_out is None or not self._write_out.is_alive():
@@ -362,22 +359,21 @@ class BlobWriter:
         return not self._check_existing or self._hash_of_existing(digest) == digest
 
     def _hash_of_existing(self, digest: Digest) -> Digest | None:
-        hasher = hashlib.sha256()
         try:
-            with open(self._layout.open_blob(digest), "rb", buffering=0) as file:
-                while block := file.read(_COPY_SIZE):
-                    hasher.update(block)
+            fd = self._layout.open_blob(digest)
+            try:
+                return hash_file(fd)
+            finally:
+                os.close(fd)
         except (OSError, PuzzlefsError):
             return None  # unreadable is as good as missing: it gets replaced
-        return Digest(hasher.digest())
 
     def _write(self, name: str, data: memoryview) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         directory = self._layout.blobs_fd
         fd = os.open(name, flags, 0o644, dir_fd=directory)
         try:
-            while data:
-                data = data[os.write(fd, data) :]
+            write_all(fd, data)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=directory)
