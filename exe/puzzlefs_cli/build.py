@@ -105,7 +105,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="read everything, and fail if a file is not what the cache says: it changed and kept its times",
     )
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
-    add_progress_options(parser, remarks=True)
+    add_progress_options(parser, "no remarks, only errors")
     parser.set_defaults(run=run)
 
 

@@ -47,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="modification times: none (everything shows 1970) or keep (default: as in the image)",
     )
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
-    add_progress_options(parser, remarks=True)
+    add_progress_options(parser, "no remarks, only errors")
     parser.set_defaults(run=run)
 
 

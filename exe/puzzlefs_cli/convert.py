@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_digest_option(parser)
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object instead of the digest")
-    add_progress_options(parser, remarks=False)
+    add_progress_options(parser)
     parser.set_defaults(run=run)
 
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
-from puzzlefs_cli.counting import count_bar
-from puzzlefs_cli.history import readable
 from puzzlefs_cli.options import add_digest_option
-from puzzlefs_cli.progress import begin_work
+from puzzlefs_cli.progress import add_progress_options, begin_work, count_of
+from puzzlefs_cli.text import readable
 
 if TYPE_CHECKING:
     from puzzlefs.copy_image import CopyReport
@@ -55,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="hash blobs that are there already instead of trusting their size, and replace damaged ones",
     )
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no report, only errors")
+    add_progress_options(parser, "no report, only errors")
     parser.set_defaults(run=run)
 
 
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from puzzlefs.copy_image import copy_all, copy_image  # noqa: PLC0415  imported when needed: starting must be quick
 
     begin_work()
-    with count_bar("copying", not args.quiet, in_bytes=True) as progress:
+    with count_of(args, "copying", in_bytes=True) as progress:
         if args.all:
             report = copy_all(*args.words, check_existing=args.check_existing, progress=progress)
         else:

@@ -15,7 +15,7 @@ from puzzlefs_cli.arguments import HelpFormatter
 from puzzlefs_cli.exit_codes import ExitCode
 from puzzlefs_cli.progress import add_progress_options, progress_of
 from puzzlefs_cli.quoting import shell_escape
-from puzzlefs_cli.usage_text import write_bytes
+from puzzlefs_cli.text import write_bytes
 
 if TYPE_CHECKING:
     from puzzlefs.builder import Progress
@@ -80,7 +80,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--cross-mounts", action="store_true", help="look into what is mounted below a directory; else it is empty"
     )
-    add_progress_options(parser, remarks=True)
+    add_progress_options(parser, "no remarks, only errors")
     parser.set_defaults(run=run)
 
 
@@ -142,7 +142,7 @@ def line(difference: Difference) -> str:
 
 def summary(report: DiffReport) -> list[str]:
     """How much differs."""
-    from puzzlefs_cli.history import readable  # noqa: PLC0415
+    from puzzlefs_cli.text import readable  # noqa: PLC0415
 
     counts = ", ".join(f"{count} {status}" for status, count in report.counts().items())
     lines = [f"{counts}; {report.entries} entries compared"]

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Final
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter
 from puzzlefs_cli.exit_codes import ExitCode
-from puzzlefs_cli.history import readable
 from puzzlefs_cli.looking import opened, whole_number
 from puzzlefs_cli.options import add_image_options
-from puzzlefs_cli.usage_text import UNKNOWN, bytes_or_unknown, name_for_stdout, write_bytes
+from puzzlefs_cli.text import UNKNOWN, bytes_or_unknown, name_for_stdout, readable, write_bytes
 
 if TYPE_CHECKING:
     from puzzlefs.usage import Usage, UsageReport

@@ -63,7 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--json", action="store_true", help="print a report as one JSON object, on stderr if stdout is the archive's"
     )
-    add_progress_options(parser, remarks=True)
+    add_progress_options(parser, "no remarks, only errors")
     parser.set_defaults(run=run)
 
 

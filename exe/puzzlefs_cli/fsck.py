@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Final
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs.oci import ImageReference, make_reference, parse_reference
 from puzzlefs_cli.arguments import HelpFormatter
-from puzzlefs_cli.counting import count_bar
 from puzzlefs_cli.exit_codes import ExitCode
-from puzzlefs_cli.history import readable
-from puzzlefs_cli.progress import begin_work
+from puzzlefs_cli.progress import add_progress_options, begin_work, count_of
 from puzzlefs_cli.quoting import shell_escape
+from puzzlefs_cli.text import readable
 
 if TYPE_CHECKING:
     from puzzlefs.fsck import BadBlob, FsckReport
@@ -79,7 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="with --repair: a directory that an image was built from; may be given more than once",
     )
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no remarks, only what is wrong")
+    add_progress_options(parser, "no remarks, only what is wrong")
     parser.set_defaults(run=run)
 
 
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from puzzlefs.fsck import fsck  # noqa: PLC0415  imported when it is needed: starting must be quick
 
     begin_work()
-    with count_bar("checking", not args.quiet, in_bytes=True) as progress:
+    with count_of(args, "checking", in_bytes=True) as progress:
         report = fsck(
             target, quick=args.quick, repair=args.repair, sources=args.sources, trees=args.trees, progress=progress
         )

@@ -9,8 +9,8 @@ import json
 import sys
 
 from puzzlefs_cli.arguments import HelpFormatter
-from puzzlefs_cli.counting import count_bar
-from puzzlefs_cli.history import readable
+from puzzlefs_cli.progress import add_progress_options, count_of
+from puzzlefs_cli.text import readable
 
 _EPILOG = """\
 What any entry of the index reaches stays, and so does what live mounts serve and running builds rely on, however old it
@@ -57,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--sole", action="store_true", help="blobs/sha256 is a link, but nobody else uses what it leads to"
     )
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no report, only errors")
+    add_progress_options(parser, "no report, only errors")
     parser.set_defaults(run=run)
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     gc.disable()  # all that is made here dies with the process
     first, *others = args.words
-    with count_bar("removing", not args.quiet) as progress:
+    with count_of(args, "removing") as progress:
         report = collect_garbage(
             first,
             others=others,

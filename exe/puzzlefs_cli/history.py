@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import gc
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
 from puzzlefs_cli.options import add_image_options
+from puzzlefs_cli.text import aligned, readable
 
 if TYPE_CHECKING:
     from puzzlefs.history import HistoryReport
@@ -25,7 +25,6 @@ example:
 """
 
 _HEADINGS: Final = ("layer", "added", "changed", "removed", "chunks", "content", "stored", "metadata")
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,19 +70,4 @@ def table(report: HistoryReport) -> str:
         )
         for layer in report.layers
     ]
-    return "\n".join(_aligned([_HEADINGS, *rows]))
-
-
-def readable(size: int) -> str:
-    """A number of bytes as people read it: ``817 B``, ``1.4 MiB``."""
-    value = float(size)
-    for unit in _UNITS:
-        if value < 1000 or unit == _UNITS[-1]:
-            break
-        value /= 1024
-    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(aligned([_HEADINGS, *rows]))

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
-from puzzlefs_cli.history import readable
 from puzzlefs_cli.options import add_image_options
-from puzzlefs_cli.usage_text import aligned, times
+from puzzlefs_cli.text import aligned, readable, times
 
 if TYPE_CHECKING:
     from puzzlefs.image import Image

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from puzzlefs_cli.arguments import HelpFormatter
-from puzzlefs_cli.counting import count_bar
 from puzzlefs_cli.exit_codes import ExitCode
-from puzzlefs_cli.history import readable
-from puzzlefs_cli.usage_text import aligned, bytes_or_unknown, times
+from puzzlefs_cli.progress import add_progress_options, count_of
+from puzzlefs_cli.text import aligned, bytes_or_unknown, readable, times
 
 if TYPE_CHECKING:
     from puzzlefs.usage import EntryStatistics, LayoutStatistics
@@ -53,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "each other tag, and what removing it would free.",
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
-        usage="puzzlefs stats [--json] [--plot FILE] [-q] OCI_DIR",
+        usage="puzzlefs stats [--json] [--plot FILE] [OPTION...] OCI_DIR",
     )
     parser.add_argument("layout", metavar="OCI_DIR", help="the OCI directory")
     parser.add_argument("--json", action="store_true", help="print a report as one JSON object, with exact numbers")
@@ -63,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help="draw what tags share, and how the directory grew (.svg or .png; needs matplotlib)",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, only errors")
+    add_progress_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
         check_plot(args.plot)
     gc.disable()  # all that is made here dies with the process
-    with count_bar("looking around", not args.quiet) as progress:
+    with count_of(args, "looking around") as progress:
         report = layout_statistics(args.layout, progress=progress)
     if args.plot is not None:
         plot_layout(report, args.plot)

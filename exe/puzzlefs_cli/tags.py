@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from puzzlefs_cli.arguments import HelpFormatter
 from puzzlefs_cli.exit_codes import ExitCode
-from puzzlefs_cli.history import readable
 from puzzlefs_cli.quoting import shell_escape
-from puzzlefs_cli.usage_text import UNKNOWN, aligned
+from puzzlefs_cli.text import UNKNOWN, aligned, readable
 
 if TYPE_CHECKING:
     from puzzlefs.tags import TagInfo

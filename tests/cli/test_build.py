@@ -438,3 +438,24 @@ def test_progress_for_programs(tmp_path: Path) -> None:
     assert lines[-1] == {
         "stage": "commit", "inodes": 2, "bytes_done": 500_000, "bytes_total": 500_000, "seconds": lines[-1]["seconds"]
     }  # fmt: skip
+
+
+def test_progress_of_what_is_counted(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "file").write_bytes(os.urandom(500_000))
+    puzzlefs("build", "--no-cache", root, f"{tmp_path}/oci:t")
+    for stage, words in (
+        ("checking", ["fsck", tmp_path / "oci"]),
+        ("removing", ["gc", "--grace", "0", tmp_path / "oci"]),
+        ("copying", ["copy", f"{tmp_path}/oci:t", tmp_path / "other"]),
+        ("looking around", ["stats", tmp_path / "oci"]),
+    ):
+        done = puzzlefs(*words, "--progress=json")
+        assert done.returncode == 0
+        lines = [json.loads(line) for line in done.stderr.splitlines()]
+        assert all(line.keys() == {"stage", "done", "total", "seconds"} for line in lines)
+        assert all(line["stage"] == stage and line["done"] <= line["total"] for line in lines)
+        assert not lines or lines[-1]["done"] == lines[-1]["total"]
+        assert puzzlefs(*words, "--progress=json", "--quiet").stderr == ""
+    assert puzzlefs("fsck", tmp_path / "oci", "--progress=json").stderr

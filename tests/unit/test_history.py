@@ -20,8 +20,8 @@ from puzzlefs.image import open_image
 from puzzlefs.model import Fifo, Inode, MetadataLayer, Whiteout
 from puzzlefs.vfs.changes import layer_changes
 from puzzlefs.wire import codec_for, embedded_sizes, encode_compact_rootfs
-from puzzlefs_cli.history import readable
 from puzzlefs_cli.main import main
+from puzzlefs_cli.text import readable
 
 pytestmark = pytest.mark.unit
 

@@ -1,15 +1,27 @@
-"""How ``inspect``, ``du`` and ``stats`` lay out numbers and names for people."""
+"""How reports lay out numbers and names for people."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Final
 
-from puzzlefs_cli.history import readable
 from puzzlefs_cli.quoting import shell_escape
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 UNKNOWN = "?"
 """What cannot be told."""
+
+
+def readable(size: int) -> str:
+    """A number of bytes as people read it: ``817 B``, ``1.4 MiB``."""
+    value = float(size)
+    for unit in _UNITS:
+        if value < 1000 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
