@@ -22,7 +22,7 @@ from puzzlefs.errors import PuzzlefsError
 from puzzlefs.image import Image
 from puzzlefs.model import FileChunk
 
-CHUNKS_AHEAD: Final = 32
+_CHUNKS_AHEAD: Final = 32
 
 _BATCH_SIZE: Final = 4
 """Chunks that a thread is told to load at once; to tell a thread costs as much as to load one."""
@@ -33,6 +33,8 @@ _USUAL_CONTENT: Final = 4 << 20
 _WINDOW: Final = 1 << 20
 
 Key = tuple[Digest, bool]
+Loaded = list[bytes | PuzzlefsError | None]
+"""For each chunk its content, an error, or ``None`` if it is too large to be held."""
 
 
 @dataclass(slots=True)
@@ -41,12 +43,13 @@ class _Batch:
 
     Attributes:
         keys: which.
-        outcome: what becomes of them, once a thread has been told: for each its content, an error, or ``None`` if it is
-            too large to be held.
+        outcome: what becomes of them, once a thread has been told.
+        loaded: that, once somebody has waited for it.
     """
 
     keys: list[Key]
-    outcome: Future[list[bytes | PuzzlefsError | None]] | None = None
+    outcome: Future[Loaded] | None = None
+    loaded: Loaded | None = None
 
 
 @dataclass(slots=True)
@@ -57,15 +60,11 @@ class _Loading:
         batch: the batch that it is in.
         index: its place there.
         takers: parts of it that were announced and not taken.
-        is_there: whether somebody waited for it already.
-        content: what he got.
     """
 
     batch: _Batch
     index: int
     takers: int = 1
-    is_there: bool = False
-    content: bytes | None = None
 
 
 class ChunksAhead:
@@ -80,7 +79,7 @@ class ChunksAhead:
 
     def has_room(self) -> bool:
         """Whether one more part may be announced."""
-        return len(self._loading) < CHUNKS_AHEAD
+        return len(self._loading) < _CHUNKS_AHEAD
 
     def want(self, part: FileChunk) -> None:
         """Announce that a part will be taken; parts are taken in the order in which they were announced."""
@@ -94,7 +93,7 @@ class ChunksAhead:
         self._loading[key] = _Loading(batch, len(batch.keys))
         batch.keys.append(key)
         if len(batch.keys) == _BATCH_SIZE:
-            self._submit(batch)
+            self._submit()
 
     def take(self, part: FileChunk, budget: LoadBudget | None) -> Sequence[memoryview] | Iterator[memoryview]:
         """The bytes of a part that was announced, in pieces.
@@ -109,16 +108,13 @@ class ChunksAhead:
         blob, length = part.blob, part.length
         key = blob.digest, blob.compressed
         loading = self._loading[key]
-        if not loading.is_there:
-            content = self._wait(loading)
-            if isinstance(content, PuzzlefsError):
-                raise content
-            loading.content = content
-            loading.is_there = True
+        batch = loading.batch
+        content = (batch.loaded or self._wait(batch))[loading.index]
+        if isinstance(content, PuzzlefsError):
+            raise content
         loading.takers -= 1
         if not loading.takers:
             del self._loading[key]
-        content = loading.content
         end = blob.offset + length
         if content is None or end > len(content):
             return self._in_place(part, budget)
@@ -134,20 +130,19 @@ class ChunksAhead:
             size = min(step, part.length - start)
             yield view(blob.digest, blob.compressed, blob.offset + start, size, budget)
 
-    def _submit(self, batch: _Batch) -> Future[list[bytes | PuzzlefsError | None]]:
-        """Have a batch loaded."""
+    def _submit(self) -> Future[Loaded]:
+        """Have the batch loaded that was being put together, and begin another one."""
+        batch, self._batch = self._batch, _Batch([])
         batch.outcome = self._pool.submit(self._load, batch.keys)
-        if batch is self._batch:
-            self._batch = _Batch([])
         return batch.outcome
 
-    def _wait(self, loading: _Loading) -> bytes | PuzzlefsError | None:
-        batch = loading.batch
-        outcome = self._submit(batch) if batch.outcome is None else batch.outcome
-        return outcome.result()[loading.index]
+    def _wait(self, batch: _Batch) -> Loaded:
+        outcome = batch.outcome or self._submit()  # no thread was told: it is being put together
+        batch.loaded = outcome.result()
+        return batch.loaded
 
-    def _load(self, keys: Sequence[Key]) -> list[bytes | PuzzlefsError | None]:
-        loaded: list[bytes | PuzzlefsError | None] = []
+    def _load(self, keys: Sequence[Key]) -> Loaded:
+        loaded: Loaded = []
         for key in keys:
             try:
                 content = self._image.blobs.view_chunk(*key, 0, 0).obj
