@@ -17,18 +17,14 @@ from typing import Final
 from puzzlefs.digest import SHA256_SIZE, Digest
 from puzzlefs.model import InodeTable, Kind, RegularFile
 from puzzlefs.wire.pointers import (
-    BYTES,
-    COMPOSITE,
     FAR,
-    LIST,
     OFFSET_MASK,
-    OFFSET_SIGN,
     data_shape,
     records_shape,
     records_tag,
     struct_shape,
 )
-from puzzlefs.wire.quick import QuickLook
+from puzzlefs.wire.quick import DATA, LIST_MASK, RECORDS, STRUCT_MASK, Part, QuickLook, UnusualError
 from puzzlefs.wire.table import WireInodeTable
 
 _REGULAR: Final = int(Kind.REGULAR)
@@ -43,21 +39,12 @@ _MAX_EXTRA_SIZE: Final = 4096
 _LOW_32: Final = 0xFFFFFFFF
 _POINTER_MASK: Final = ~(OFFSET_MASK >> 1 << 2)
 """All of a pointer but its offset, whose sign counts: what is wanted lies ahead."""
-_STRUCT_MASK: Final = OFFSET_SIGN << 2 | 3
-_DATA_MASK: Final = 7 << 32 | _STRUCT_MASK
-_DATA: Final = BYTES << 32 | LIST
 _ONE_CHUNK: Final = records_shape(1, 1, 1)
 _ONE_CHUNK_TAG: Final = records_tag(1, 1, 1)
 _BLOB_REF: Final = struct_shape(2, 1)
 _DIGEST: Final = data_shape(SHA256_SIZE)
 _ONE_CHUNK_WORDS: Final = 6
 _DIGEST_WORDS: Final = SHA256_SIZE >> 3
-
-_Chunk = tuple[bytes, int, int, int]
-
-
-class _UnusualError(LookupError):
-    """Somebody else has to look at this; like an ``IndexError``, which is a position outside of the message."""
 
 
 class Likeness:
@@ -161,19 +148,11 @@ class _Reader(QuickLook):
 
     def positions(self, numbers: Sequence[int]) -> Iterator[int]:
         """Where the inodes with these numbers begin; negative for one that is not ordinary."""
-        count = len(numbers)
-        stride = self._stride
-        if count > 1 and numbers[-1] - numbers[0] == count - 1:  # mostly they are one behind the other
-            try:
-                first, last = self._locate(numbers[0]), self._locate(numbers[-1])
-            except LookupError:
-                pass
-            else:
-                if last - first == (count - 1) * stride and self._words[first : last + 1 : stride].tolist() == list(
-                    numbers
-                ):
-                    return iter(range(first, last + 1, stride))
-        return map(self._located, numbers)
+        try:
+            run = self._run(list(numbers))
+        except LookupError:
+            run = None
+        return iter(run) if run else map(self._located, numbers)
 
     def locate(self, ino: int) -> int:
         """Where the inode with this number begins."""
@@ -224,25 +203,25 @@ class _Reader(QuickLook):
         start, word, end = self._follow(at, self._end)
         pointers = word >> 48
         start += word >> 32 & 0xFFFF
-        if word & _STRUCT_MASK or start + pointers > end or not pointers:
-            raise _UnusualError
+        if word & STRUCT_MASK or start + pointers > end or not pointers:
+            raise UnusualError
         xattrs: list[tuple[bytes, bytes]] = []
         if words[start]:
             first, word, list_end = self._follow(start, end)
-            if word & _DATA_MASK != COMPOSITE << 32 | LIST or first + (word >> 35) >= list_end:
-                raise _UnusualError
+            if word & LIST_MASK != RECORDS or first + (word >> 35) >= list_end:
+                raise UnusualError
             tag = words[first]
             count, stride = tag >> 2 & OFFSET_MASK, (tag >> 32 & 0xFFFF) + (tag >> 48)
             skip = 1 + (tag >> 32 & 0xFFFF)
             if tag & 3 or count > _MAX_XATTRS or (count and tag >> 48 < 2) or count * stride > word >> 35:
-                raise _UnusualError
+                raise UnusualError
             for pair in range(first + skip, first + skip + count * stride, stride or 1):
                 xattrs.append((self._bytes(pair, list_end), self._bytes(pair + 1, list_end)))
             xattrs.sort()
         if not has_target:
             return b"", xattrs
         if pointers < 2:
-            raise _UnusualError
+            raise UnusualError
         return self._bytes(start + 1, end), xattrs
 
     def _bytes(self, at: int, end: int) -> bytes:
@@ -250,34 +229,21 @@ class _Reader(QuickLook):
             return b""
         start, word, end = self._follow(at, end)
         size = word >> 35
-        if word & _DATA_MASK != _DATA or size > _MAX_EXTRA_SIZE or start + (size + 7 >> 3) > end:
-            raise _UnusualError
+        if word & LIST_MASK != DATA or size > _MAX_EXTRA_SIZE or start + (size + 7 >> 3) > end:
+            raise UnusualError
         return bytes(self._data[start << 3 : (start << 3) + size])
 
     def _in_struct(self, at: int) -> tuple[int, int]:
         """Where the pointer to the chunks is in the struct ``File`` of version 1, and the end of that segment."""
         start, word, end = self._follow(at, self._end)
         data_words = word >> 32 & 0xFFFF
-        if word & _STRUCT_MASK or not word >> 48 or start + data_words + (word >> 48) > end:
-            raise _UnusualError
+        if word & STRUCT_MASK or not word >> 48 or start + data_words + (word >> 48) > end:
+            raise UnusualError
         return start + data_words, end
 
-    def parts(self, at: int) -> list[_Chunk]:
+    def parts(self, at: int) -> list[Part]:
         """The parts of a file whose content hangs on the pointer at ``at``."""
-        words, data = self._words, self._data
         end = self._end
         if self._file_struct:
             at, end = self._in_struct(at)
-        first, count, data_words, stride, end = self._records(at, end, _MAX_CHUNKS)
-        found: list[_Chunk] = []
-        for position in range(first, first + count * stride, stride):
-            ref, word, ref_end = self._follow(position + data_words, end)
-            ref_words, ref_pointers = word >> 32 & 0xFFFF, word >> 48
-            if word & _STRUCT_MASK or ref_words < 2 or not ref_pointers or ref + ref_words + ref_pointers > ref_end:
-                raise _UnusualError
-            start, word, data_end = self._follow(ref + ref_words, ref_end)
-            if word & _DATA_MASK != _DATA or word >> 35 != SHA256_SIZE or start + _DIGEST_WORDS > data_end:
-                raise _UnusualError
-            digest = bytes(data[start << 3 : (start << 3) + SHA256_SIZE])
-            found.append((digest, words[position], words[ref], words[ref + 1] & 1))
-        return found
+        return self._parts(at, end, _MAX_CHUNKS)

@@ -29,10 +29,10 @@ _NO_OWNER: Final = 0xFFFFFFFF
 _PERMISSIONS: Final = 0o7777
 
 # What tells a pointer forward to the wanted thing: its kind and the sign of its offset, and a list's element size.
-_STRUCT_MASK: Final = OFFSET_SIGN << 2 | 3
-_LIST_MASK: Final = 7 << 32 | _STRUCT_MASK
-_RECORDS: Final = COMPOSITE << 32 | LIST
-_DATA: Final = BYTES << 32 | LIST
+STRUCT_MASK: Final = OFFSET_SIGN << 2 | 3
+LIST_MASK: Final = 7 << 32 | STRUCT_MASK
+RECORDS: Final = COMPOSITE << 32 | LIST
+DATA: Final = BYTES << 32 | LIST
 
 _LIVE_KINDS: Final = {int(kind): kind for kind in Kind if kind not in (Kind.UNKNOWN, Kind.WHITEOUT)}
 _REGULAR: Final = int(Kind.REGULAR)
@@ -40,8 +40,11 @@ _DIRECTORY: Final = int(Kind.DIRECTORY)
 _SYMLINK: Final = int(Kind.SYMLINK)
 _PLAIN: Final = frozenset({int(Kind.FIFO), int(Kind.SOCKET), _DIRECTORY})
 
+Part = tuple[bytes, int, int, int]
+"""A part of a file: digest, offset, whether it is compressed, length."""
 
-class _UnusualError(LookupError):
+
+class UnusualError(LookupError):
     """Somebody else has to look at this; like an ``IndexError``, which is a position outside of the message."""
 
 
@@ -127,7 +130,7 @@ class QuickLook:
             if words[at + 1] & 0xFFFF != _DIRECTORY or words[pointers + 1]:
                 return None
             start, word, end = self._follow(pointers, self._end)
-            if word & _STRUCT_MASK or not word >> 48:
+            if word & STRUCT_MASK or not word >> 48:
                 return None
             data_words = word >> 32 & 0xFFFF
             if start + data_words + (word >> 48) > end or (data_words and words[start] & 1):
@@ -159,7 +162,7 @@ class QuickLook:
                 pointers = at + data_words
                 try:
                     if words[pointers + 1]:
-                        raise _UnusualError
+                        raise UnusualError
                     total += file_size(pointers)
                 except LookupError:
                     others.append(words[at])
@@ -186,27 +189,18 @@ class QuickLook:
 
     def chunks(self, ino: int) -> list[FileChunk] | None:
         """The parts of a regular file that has few."""
-        words, data = self._words, self._data
-        found: list[FileChunk] = []
         try:
             at = self._locate(ino)
             pointers = at + self._data_words
-            if words[at + 1] & 0xFFFF != _REGULAR or words[pointers + 1]:
+            if self._words[at + 1] & 0xFFFF != _REGULAR or self._words[pointers + 1]:
                 return None
-            first, count, data_words, stride, end = self._records(pointers, self._end, _MAX_CHUNKS)
-            for position in range(first, first + count * stride, stride):
-                ref, word, ref_end = self._follow(position + data_words, end)
-                ref_words, ref_pointers = word >> 32 & 0xFFFF, word >> 48
-                if word & _STRUCT_MASK or ref_words < 2 or not ref_pointers or ref + ref_words + ref_pointers > ref_end:
-                    return None
-                start, word, data_end = self._follow(ref + ref_words, ref_end)
-                if word & _LIST_MASK != _DATA or word >> 35 != SHA256_SIZE or start + (SHA256_SIZE >> 3) > data_end:
-                    return None
-                digest = Digest(bytes(data[start << 3 : (start << 3) + SHA256_SIZE]))
-                found.append(FileChunk(BlobRef(digest, words[ref], bool(words[ref + 1] & 1)), words[position]))
+            parts = self._parts(pointers, self._end, _MAX_CHUNKS)
         except LookupError:
             return None
-        return found
+        return [
+            FileChunk(BlobRef(Digest(digest), offset, bool(compressed)), length)
+            for digest, offset, compressed, length in parts
+        ]
 
     def files_in(self, blob: Digest, first: int, stop: int) -> tuple[list[Resident], int]:
         """The files from number ``first`` on (and before ``stop``) that begin in ``blob``, up to one that does not.
@@ -233,11 +227,11 @@ class QuickLook:
                 length = words[start]
                 ref, word, end = self._follow(start + data_words, end)
                 ref_words = word >> 32 & 0xFFFF
-                if word & _STRUCT_MASK or ref_words < 2 or not word >> 48 or ref + ref_words >= end:
+                if word & STRUCT_MASK or ref_words < 2 or not word >> 48 or ref + ref_words >= end:
                     break
                 start, word, end = self._follow(ref + ref_words, end)
                 start <<= 3
-                if word & _LIST_MASK != _DATA or data[start : start + SHA256_SIZE] != blob:
+                if word & LIST_MASK != DATA or data[start : start + SHA256_SIZE] != blob:
                     return found, ino
                 found.append(Resident(ino, words[ref], length, count == 1))
             except LookupError:
@@ -259,16 +253,16 @@ class QuickLook:
     def _locate(self, ino: int) -> int:
         """Where the inode with this number begins."""
         if not self._usable:
-            raise _UnusualError
+            raise UnusualError
         numbers, count = self._numbers, self._count
         index = ino - self._delta  # between two gaps in the numbers the distance stays the same
         if not (0 <= index < count and numbers[index] == ino):
             index = bisect_left(numbers, ino)
             if index == count or numbers[index] != ino:
-                raise _UnusualError
+                raise UnusualError
             self._delta = ino - index
         if (index and numbers[index - 1] == ino) or (index + 1 < count and numbers[index + 1] == ino):
-            raise _UnusualError  # twice: the table knows which one counts
+            raise UnusualError  # twice: the table knows which one counts
         return self._first + index * self._stride
 
     def _follow(self, at: int, end: int) -> tuple[int, int, int]:
@@ -280,11 +274,11 @@ class QuickLook:
         if word & 3 == FAR:
             segment = word >> 32
             if word & 4 or segment >= len(self._ends):
-                raise _UnusualError
+                raise UnusualError
             at = self._starts[segment] + (word >> 3 & 0x1FFFFFFF)
             end = self._ends[segment]
             if at >= end:
-                raise _UnusualError
+                raise UnusualError
             word = self._words[at]
         return at + 1 + (word >> 2 & OFFSET_MASK), word, end
 
@@ -295,15 +289,32 @@ class QuickLook:
             return pointer, 0, 0, 1, end
         start, word, end = self._follow(pointer, end)
         length = word >> 35
-        if word & _LIST_MASK != _RECORDS or start + length >= end:
-            raise _UnusualError
+        if word & LIST_MASK != RECORDS or start + length >= end:
+            raise UnusualError
         tag = words[start]
         count = tag >> 2 & OFFSET_MASK
         data_words = tag >> 32 & 0xFFFF
         stride = data_words + (tag >> 48)
         if tag & 3 or count > limit or not data_words or stride == data_words or count * stride > length:
-            raise _UnusualError
+            raise UnusualError
         return start + 1, count, data_words, stride, end
+
+    def _parts(self, pointer: int, end: int, limit: int) -> list[Part]:
+        """The chunks in a list of at most ``limit``."""
+        words, data = self._words, self._data
+        first, count, data_words, stride, end = self._records(pointer, end, limit)
+        found: list[Part] = []
+        for position in range(first, first + count * stride, stride):
+            ref, word, ref_end = self._follow(position + data_words, end)
+            ref_words, ref_pointers = word >> 32 & 0xFFFF, word >> 48
+            if word & STRUCT_MASK or ref_words < 2 or not ref_pointers or ref + ref_words + ref_pointers > ref_end:
+                raise UnusualError
+            start, word, data_end = self._follow(ref + ref_words, ref_end)
+            if word & LIST_MASK != DATA or word >> 35 != SHA256_SIZE or start + (SHA256_SIZE >> 3) > data_end:
+                raise UnusualError
+            digest = bytes(data[start << 3 : (start << 3) + SHA256_SIZE])
+            found.append((digest, words[ref], words[ref + 1] & 1, words[position]))
+        return found
 
     def _file_size(self, pointer: int) -> int:
         first, count, _, stride, _ = self._records(pointer, self._end, _MAX_CHUNKS)
@@ -315,16 +326,16 @@ class QuickLook:
         words = self._words
         start, word, end = self._follow(pointer, self._end)
         start += word >> 32 & 0xFFFF
-        if word & _STRUCT_MASK or word >> 48 < 2 or start + (word >> 48) > end:
-            raise _UnusualError
+        if word & STRUCT_MASK or word >> 48 < 2 or start + (word >> 48) > end:
+            raise UnusualError
         if words[start]:  # a list of xattrs, which is there even if it is empty
             at, word, xattrs_end = self._follow(start, end)
-            if word & _LIST_MASK != _RECORDS or at + (word >> 35) >= xattrs_end or words[at] & 0xFFFFFFFF:
-                raise _UnusualError
+            if word & LIST_MASK != RECORDS or at + (word >> 35) >= xattrs_end or words[at] & 0xFFFFFFFF:
+                raise UnusualError
         start, word, end = self._follow(start + 1, end)
         size = word >> 35
-        if word & _LIST_MASK != _DATA or start + (size + 7 >> 3) > end:
-            raise _UnusualError
+        if word & LIST_MASK != DATA or start + (size + 7 >> 3) > end:
+            raise UnusualError
         return size
 
     def _names(self, pointers: range, end: int) -> list[bytes]:
@@ -332,16 +343,16 @@ class QuickLook:
         names: list[bytes] = []
         for at in pointers:
             word = words[at]
-            if word & _LIST_MASK == _DATA:
+            if word & LIST_MASK == DATA:
                 start = at + 1 + (word >> 2 & OFFSET_MASK)
                 limit = end
             else:
                 start, word, limit = self._follow(at, end)
-                if word & _LIST_MASK != _DATA:
-                    raise _UnusualError
+                if word & LIST_MASK != DATA:
+                    raise UnusualError
             size = word >> 35
             if size > _MAX_NAME or start + (size + 7 >> 3) > limit:
-                raise _UnusualError
+                raise UnusualError
             start <<= 3
             names.append(bytes(data[start : start + size]))
         return names
@@ -349,14 +360,22 @@ class QuickLook:
     def _kinds(self, numbers: list[int]) -> list[Kind]:
         """The kinds of inodes, which all exist and are no white-outs."""
         words, locate = self._words, self._locate
-        count = len(numbers)
-        if count > 1 and numbers[-1] - numbers[0] == count - 1:
-            # mostly the entries of a directory are inodes one behind the other
-            first, last = locate(numbers[0]), locate(numbers[-1])
-            stride = self._stride
-            if last - first == (count - 1) * stride and words[first : last + 1 : stride].tolist() == numbers:
-                return [_LIVE_KINDS[word & 0xFFFF] for word in words[first + 1 : last + 2 : stride]]
+        if run := self._run(numbers):
+            return [_LIVE_KINDS[word & 0xFFFF] for word in words[run.start + 1 : run.stop + 1 : run.step]]
         return [_LIVE_KINDS[words[locate(number) + 1] & 0xFFFF] for number in numbers]
+
+    def _run(self, numbers: list[int]) -> range | None:
+        """Where the inodes with these numbers begin, if they are one behind the other.
+
+        Those in a directory mostly are.
+        """
+        count = len(numbers)
+        if count < 2 or numbers[-1] - numbers[0] != count - 1:
+            return None
+        first, last = self._locate(numbers[0]), self._locate(numbers[-1])
+        run = range(first, last + 1, self._stride)
+        is_one = len(run) == count and self._words[first : last + 1 : self._stride].tolist() == numbers
+        return run if is_one else None
 
 
 def _are_names(names: list[bytes]) -> bool:
