@@ -190,7 +190,8 @@ class _Export:
                 self._header(DIRECTORY, path, tree.attributes(ino))
                 entries = tree.entries(ino)
             except PuzzlefsError as error:
-                raise self._named(error, path) from error
+                self._name(error, path)
+                raise
             below: list[tuple[bytes, int]] = []
             for entry in entries:
                 if entry.kind is not Kind.DIRECTORY:
@@ -199,7 +200,8 @@ class _Export:
                 try:
                     tree.check_entry(ino, entry)
                 except PuzzlefsError as error:
-                    raise self._named(error, path + entry.name) from error
+                    self._name(error, path + entry.name)
+                    raise
                 below.append((b"%b%b/" % (path, entry.name), entry.ino))
             stack += reversed(below)
 
@@ -228,7 +230,8 @@ class _Export:
             else:
                 self._header(_KINDS[kind], path, attributes)
         except PuzzlefsError as error:
-            raise self._named(error, path) from error
+            self._name(error, path)
+            raise
 
     def _regular(self, path: bytes, attributes: Attributes) -> None:
         size = attributes.size
@@ -341,7 +344,8 @@ class _Export:
             for view in self.ahead.take(part, content.budget):
                 self._put(view)
         except PuzzlefsError as error:
-            raise self._named(error, content.path) from error
+            self._name(error, content.path)
+            raise
         self.content_written += part.length
 
     def _put(self, data: bytes | memoryview) -> None:
@@ -362,13 +366,12 @@ class _Export:
         if self.progress is not None:
             self.progress(self.members, self.content_written)
 
-    def _named(self, error: PuzzlefsError, path: bytes) -> PuzzlefsError:
-        """The error, saying which file cannot be exported."""
+    def _name(self, error: PuzzlefsError, path: bytes) -> None:
+        """Have an error say which file cannot be exported, if it does not yet."""
         if not error.message.startswith("cannot export"):
             where = shown(join(self.top, path.removeprefix(b"./")).rstrip(b"/") or b"/")
             error.message = f"cannot export {where} of {self.image.reference}: {error.message}"
         error.hint = error.hint or "the archive is incomplete"
-        return error
 
 
 def _may_have_holes(parts: Sequence[FileChunk]) -> bool:

@@ -158,12 +158,13 @@ class TestKinds:
     def test_the_same_bytes_from_every_version_and_storage(self, tmp_path: Path) -> None:
         source = odd_tree(tmp_path / "source")
         archives = set()
-        for number, options in enumerate((
+        ways: list[dict[str, Any]] = [
             {}, {"compression": True}, {"format_version": 1}, {"format_version": 2, "compression": True},
             {"chunker": "ronomon"}, {"compression": True, "storage": StorageOptions(chunk_size=512 << 10)},
-        )):  # fmt: skip
+        ]  # fmt: skip
+        for number, options in enumerate(ways):
             reference = f"{tmp_path}/images{number}:x"
-            build(source, reference, timestamps="keep", **options)  # type: ignore[arg-type]
+            build(source, reference, timestamps="keep", **options)
             archives.add(hashlib.sha256(exported(reference)).hexdigest())
         assert len(archives) == 1
 
@@ -301,6 +302,7 @@ class TestErrors:
         with pytest.raises(IntegrityError, match=r"cannot export /file of .*images:hostile") as raised:
             exported(reference)
         assert raised.value.hint
+        assert raised.value.__cause__ is not raised.value
         forge.blob_path(chunk.blob.digest).unlink()
         with pytest.raises(BlobNotFoundError, match="cannot export /file"):
             exported(reference)
