@@ -31,6 +31,8 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from measures import drop_caches
+
 PUZZLEFS: Final = str(Path(sys.executable).with_name("puzzlefs"))
 Times = dict[str, list[float]]
 
@@ -43,12 +45,6 @@ def timed(script: str, **places: Path) -> float:
         ["bash", "-e", "-o", "pipefail", "-c", script], env=environment, check=True, stdout=subprocess.DEVNULL
     )
     return time.perf_counter() - started
-
-
-def drop_caches() -> None:
-    """Have the kernel forget what it read."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from puzzlefs.model.inode import (
     Xattr,
     kind_of,
 )
-from puzzlefs.model.rootfs import ROOT_INO, Glance, InodeTable, Listing, MetadataLayer, Resident, Rootfs, chunks_of
+from puzzlefs.model.rootfs import ROOT_INO, Glance, InodeTable, MetadataLayer, Resident, Rootfs, chunks_of
 
 __all__ = [
     "KIND_NAMES",
@@ -40,7 +40,6 @@ __all__ = [
     "Inode",
     "InodeTable",
     "Kind",
-    "Listing",
     "MetadataLayer",
     "RegularFile",
     "Resident",

@@ -38,17 +38,6 @@ class Glance(NamedTuple):
     mtime_ns: int
 
 
-class Listing(NamedTuple):
-    """The entries of a directory that is complete in its layer, in the order of the layer, column by column.
-
-    The names can be names, each of them once; every inode exists in the layer and is no white-out.
-    """
-
-    names: list[bytes]
-    numbers: list[int]
-    kinds: list[Kind]
-
-
 class Resident(NamedTuple):
     """A file that begins in a chunk.
 
@@ -120,12 +109,11 @@ class InodeTable(Protocol):
         """Bytes of the ordinary regular files among ``inos``, and the numbers about which ``find`` has to be asked."""
         ...
 
-    def listing(self, ino: int) -> Listing | None:
-        """The entries of an ordinary directory, likewise."""
-        ...
-
     def names(self, ino: int) -> tuple[list[bytes], list[int]] | None:
-        """``listing`` without the kinds, so that other layers may have the inodes."""
+        """The entries of an ordinary directory that is complete in this layer, likewise: names and numbers.
+
+        They are in the order of the layer. The names can be names, each of them once; other layers may have the inodes.
+        """
         ...
 
     def live_kinds(self, numbers: list[int]) -> list[Kind] | None:
@@ -198,9 +186,6 @@ class MetadataLayer:
 
     def total_size(self, inos: Iterable[int]) -> tuple[int, list[int]]:
         return 0, list(inos)
-
-    def listing(self, ino: int) -> Listing | None:
-        return None
 
     def names(self, ino: int) -> tuple[list[bytes], list[int]] | None:
         return None

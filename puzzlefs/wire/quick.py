@@ -7,7 +7,7 @@ the table's own methods decide. So an answer from here is always what they would
 here; only that ``glance`` at a directory does not look at its entries, where something may be wrong.
 
 Positions are words of the message, as everywhere in this room. What one answer can cost is bounded by itself
-(``_MAX_CHUNKS`` chunks, ``_MAX_ENTRIES`` entries); the table charges listings to the message's ledger.
+(``_MAX_CHUNKS`` chunks, ``_MAX_ENTRIES`` entries); the table charges names to the message's ledger.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from puzzlefs.digest import SHA256_SIZE, Digest
-from puzzlefs.model import BlobRef, FileChunk, Glance, Kind, Listing, Resident
+from puzzlefs.model import BlobRef, FileChunk, Glance, Kind, Resident
 from puzzlefs.wire.message import Message
 from puzzlefs.wire.pointers import BYTES, COMPOSITE, FAR, LIST, OFFSET_MASK, OFFSET_SIGN
 
@@ -107,12 +107,6 @@ class QuickLook:
             if mtime_ns >> 63:
                 mtime_ns -= 1 << 64
         return Glance(kind, packed >> 16 & _PERMISSIONS, uid, gid, size, mtime_ns)
-
-    def listing(self, ino: int) -> Listing | None:
-        """The names in a directory, their numbers and their kinds."""
-        found = self.names(ino)
-        kinds = None if found is None else self.live_kinds(found[1])
-        return None if found is None or kinds is None else Listing(*found, kinds)
 
     def live_kinds(self, numbers: list[int]) -> list[Kind] | None:
         """The kinds of inodes, if all of them exist and are no white-outs."""

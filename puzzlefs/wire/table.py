@@ -25,7 +25,6 @@ from puzzlefs.model import (
     Glance,
     Inode,
     Kind,
-    Listing,
     RegularFile,
     Resident,
     Socket,
@@ -150,10 +149,6 @@ class WireInodeTable:
 
     def total_size(self, inos: Iterable[int]) -> tuple[int, list[int]]:
         return self._quick.total_size(inos)
-
-    def listing(self, ino: int) -> Listing | None:
-        found = self._quick.listing(ino)
-        return found if found is not None and self._is_paid(ino, found.names) else None
 
     def names(self, ino: int) -> tuple[list[bytes], list[int]] | None:
         found = self._quick.names(ino)

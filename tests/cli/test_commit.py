@@ -19,7 +19,17 @@ from pathlib import Path
 import pytest
 from rootfs import os_release
 from support.edits import Editor
-from support.writable import differences, digest_of, mounts_at, needs_root, puzzlefs, read_only, wait_for_end, writable
+from support.writable import (
+    below,
+    differences,
+    digest_of,
+    mounts_at,
+    needs_root,
+    puzzlefs,
+    read_only,
+    wait_for_end,
+    writable,
+)
 
 pytestmark = [pytest.mark.cli, pytest.mark.mount, needs_root]
 
@@ -350,8 +360,7 @@ def test_what_cannot_be_committed_is_named(image: str, tmp_path: Path, is_persis
     with writable(image, tmp_path / "mnt", how=upper if is_persistent else "-w") as mount:
         (mount.path / "etc" / "new").write_text("new")
         mark = f"setfattr -n trusted.overlay.metacopy -v y {upper}/etc/new"
-        below = "" if is_persistent else f"umount -l {mount.path} && "
-        subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", below + mark], check=True)
+        assert below(mount.path, mark).returncode == 0
         message = _refused(7, mount.path, "new")
         assert f"{upper}/etc/new: " in message
         assert "/proc/" not in message

@@ -22,7 +22,7 @@ from support.edits import Editor
 from test_container_tools import PUZZLEFS, needs, run
 from test_layered_sources import edit, shown
 
-from puzzlefs.builder import build
+from puzzlefs.builder import Timestamps, build
 from puzzlefs.extract import extract
 from puzzlefs.tar import import_tar
 
@@ -195,8 +195,9 @@ def test_random_trees(tmp_path: Path, seed: int) -> None:
     Editor(source, rnd).run(150)
     remove_sockets(source)
     data = packed("tar", "--format=posix", "--xattrs", "--xattrs-include=*", "-c", "-C", source, ".")
-    for timestamps in ("none", "keep"):
-        expected = build(source, f"{tmp_path}/images:built", timestamps=timestamps)  # type: ignore[arg-type]
+    ways: tuple[Timestamps, ...] = ("none", "keep")
+    for timestamps in ways:
+        expected = build(source, f"{tmp_path}/images:built", timestamps=timestamps)
         report = imported(data, f"{tmp_path}/images:imported", timestamps=timestamps)
         assert report.digest == expected.digest
     first = exported(f"{tmp_path}/images:imported")

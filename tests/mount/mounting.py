@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-COMMAND = [sys.executable, "-m", "puzzlefs_cli"]
+import pytest
+from support.writable import PUZZLEFS as COMMAND
+from support.writable import digest_of, wait_for_end
+
+__all__ = [
+    "COMMAND",
+    "ENGINES",
+    "VARIANTS",
+    "Built",
+    "Foreground",
+    "Mount",
+    "Mounted",
+    "as_user",
+    "build",
+    "copy_packages",
+    "is_mounted",
+    "python_for",
+    "read_fifo",
+    "run_puzzlefs",
+    "wait_for_end",
+]
+
+_PACKAGES = (
+    *("puzzlefs", "puzzlefs_cli", "pyfuse3", "trio", "outcome", "sniffio", "attr", "attrs", "typing_extensions"),
+    *("sortedcontainers", "idna", "zstandard", "pyfastcdc", "fastcdc", "rich"),
+)
 _TIMEOUT = 60
 _BAD_LINE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
 
@@ -28,10 +55,7 @@ def run_puzzlefs(*words: str | Path, check: bool = True, **named: object) -> sub
 
 def build(source: Path, image: str, *options: str) -> str:
     """Build an image and return its digest."""
-    printed = run_puzzlefs("build", *options, source, image).stdout
-    match = re.fullmatch(r"puzzlefs image manifest digest: ([0-9a-f]{64})\n", printed)
-    assert match is not None, printed
-    return match[1]
+    return digest_of(run_puzzlefs("build", *options, source, image))
 
 
 def is_mounted(path: Path) -> bool:
@@ -40,16 +64,39 @@ def is_mounted(path: Path) -> bool:
         return any(line.split(" ")[4] == str(path) for line in mounts)
 
 
-def wait_for_end(pid: int, timeout: float = 20) -> None:
-    """Wait until a process that is not our child has ended."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        assert select.select([fd], [], [], timeout)[0], f"process {pid} did not end"
-    finally:
-        os.close(fd)
+def as_user(uid: int) -> list[str]:
+    """What runs the command that comes behind it as a user."""
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
+
+
+def copy_packages(directory: Path) -> None:
+    """Copy our packages to where every user can read them: neither the checkout nor the environment need be."""
+    directory.mkdir()
+    for module in _PACKAGES:
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        origin = Path(spec.origin)
+        if origin.name.startswith("__init__."):
+            shutil.copytree(origin.parent, directory / module, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(origin, directory)
+    subprocess.run(["chmod", "-R", "a+rX", directory], check=True)
+
+
+def python_for(prefix: Sequence[str], environment: Mapping[str, str], modules: str) -> str:
+    """An interpreter with which whoever ``prefix`` makes of us can import ``modules``; skips the test if there is none.
+
+    Through ``as_user`` alone it is still opened with the rights of root; through ``env`` behind that it is not.
+    """
+    said = ""
+    for name in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        words = [*prefix, name, "-c", f"import {modules}"]
+        result = subprocess.run(words, capture_output=True, text=True, env=environment, cwd="/", check=False)
+        if result.returncode == 0:
+            return name
+        said = result.stderr
+    pytest.skip(f"an ordinary user can start no interpreter that has our packages: {said.strip()[-200:]}")
 
 
 @dataclass(frozen=True)

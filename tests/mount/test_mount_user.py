@@ -2,60 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pwd
 import re
-import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mounting import Built, is_mounted, read_fifo, wait_for_end
+from mounting import Built, as_user, copy_packages, is_mounted, python_for, read_fifo, wait_for_end
 
 pytestmark = pytest.mark.mount
 
 _USER = pwd.getpwnam("nobody").pw_uid  # fusermount3 wants somebody with a name
-_PACKAGES = (
-    *("puzzlefs", "puzzlefs_cli", "pyfuse3", "trio", "outcome", "sniffio", "attr", "attrs"),
-    *("sortedcontainers", "idna", "zstandard", "pyfastcdc", "fastcdc", "rich"),
-)
 
 AsUser = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def _command(uid: int) -> list[str]:
-    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
 
 
 @pytest.fixture(scope="module")
 def python(open_directory: Path) -> tuple[list[str], dict[str, str]]:
     """An interpreter with our packages that any user can start, and its environment."""
     packages = open_directory / "packages"
-    packages.mkdir()
-    for module in _PACKAGES:
-        # copies, because neither the checkout nor the environment need be where everybody may go
-        spec = importlib.util.find_spec(module)
-        assert spec is not None
-        assert spec.origin is not None
-        origin = Path(spec.origin)
-        if origin.name == "__init__.py":
-            shutil.copytree(origin.parent, packages / module, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(origin, packages)
-    subprocess.run(["chmod", "-R", "a+rX", packages], check=True)
+    copy_packages(packages)
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
-    said = ""
-    for name in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        command = [*_command(_USER), name, "-c", "import puzzlefs.image, puzzlefs_cli.main, pyfuse3"]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=False)
-        if result.returncode == 0:
-            return [name, "-m", "puzzlefs_cli"], environment
-        said = result.stderr
-    pytest.skip(f"an ordinary user can start no interpreter that has our packages: {said.strip()[-200:]}")
+    name = python_for(as_user(_USER), environment, "puzzlefs.image, puzzlefs_cli.main, pyfuse3")
+    return [name, "-m", "puzzlefs_cli"], environment
 
 
 @pytest.fixture
@@ -65,7 +37,7 @@ def user(python: tuple[list[str], dict[str, str]]) -> AsUser:
 
     def run(*words: str | Path, uid: int = _USER) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*_command(uid), *command, *map(str, words)],
+            [*as_user(uid), *command, *map(str, words)],
             capture_output=True,
             text=True,
             env=environment,
@@ -100,7 +72,7 @@ def image(odd: Built, open_directory: Path) -> str:
 
 
 def _see(path: Path, uid: int) -> bool:
-    result = subprocess.run([*_command(uid), "ls", path], capture_output=True, text=True, check=False)
+    result = subprocess.run([*as_user(uid), "ls", path], capture_output=True, text=True, check=False)
     return result.returncode == 0
 
 
@@ -117,9 +89,9 @@ def test_a_mount_of_ones_own(user: AsUser, home: Path, image: str, engine: str) 
         assert "allow_other" not in options
         assert _see(point / "links", _USER)
         assert not _see(point / "links", 4003)
-        shown = subprocess.run([*_command(_USER), "cat", point / "big" / "text"], capture_output=True, check=True)
+        shown = subprocess.run([*as_user(_USER), "cat", point / "big" / "text"], capture_output=True, check=True)
         assert shown.stdout.startswith(b"line 0000000\n")
-        private = subprocess.run([*_command(_USER), "cat", point / "acl" / "private"], capture_output=True, check=False)
+        private = subprocess.run([*as_user(_USER), "cat", point / "acl" / "private"], capture_output=True, check=False)
         assert b"Permission denied" in private.stderr
     finally:
         taken = user("umount", point)
@@ -137,7 +109,7 @@ def test_signals(
     fifo = home / "ready"
     os.mkfifo(fifo)
     os.chown(fifo, _USER, _USER)
-    words = [*_command(_USER), *command, "mount", "-f", "-i", fifo, "--engine", engine, image, home / "mnt"]
+    words = [*as_user(_USER), *command, "mount", "-f", "-i", fifo, "--engine", engine, image, home / "mnt"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, cwd="/") as process:
         assert read_fifo(fifo) == b"s"
         process.send_signal(number)
@@ -169,10 +141,10 @@ def test_umount_of_a_mount_in_use_and_by_somebody_else(user: AsUser, home: Path,
     point = home / "mnt"
     assert user("mount", image, point).returncode == 0
     try:
-        with subprocess.Popen([*_command(_USER), "sleep", "60"], cwd="/") as idle:
+        with subprocess.Popen([*as_user(_USER), "sleep", "60"], cwd="/") as idle:
             idle.kill()
         stay = ["sh", "-c", 'cd "$1" && echo in && exec sleep 60', "sh", point / "links"]
-        with subprocess.Popen([*_command(_USER), *stay], stdout=subprocess.PIPE, cwd="/") as sleeper:
+        with subprocess.Popen([*as_user(_USER), *stay], stdout=subprocess.PIPE, cwd="/") as sleeper:
             assert sleeper.stdout is not None
             assert sleeper.stdout.readline() == b"in\n"
             busy = user("umount", point)

@@ -8,7 +8,6 @@ with chroot. The user's ids come from files that a mount namespace of the test's
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import pty
@@ -17,7 +16,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +23,7 @@ from pathlib import Path
 
 import pytest
 from listing import listing
-from mounting import build, run_puzzlefs, wait_for_end
+from mounting import as_user, build, copy_packages, python_for, run_puzzlefs, wait_for_end
 
 from puzzlefs.errors import NotFoundError, StorageError
 from puzzlefs.image import open_image
@@ -36,10 +34,6 @@ from puzzlefs.mount.shell_report import NotRun, read_report, report
 pytestmark = pytest.mark.mount
 
 _USER = 65534
-_PACKAGES = (
-    *("puzzlefs", "puzzlefs_cli", "pyfuse3", "trio", "outcome", "sniffio", "attr", "attrs", "typing_extensions"),
-    *("sortedcontainers", "idna", "zstandard", "pyfastcdc", "fastcdc", "rich"),
-)
 _TIMEOUT = 60
 _OLD_NS = 1_500_000_000_123_456_789
 _CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_net_bind_service=ep
@@ -111,37 +105,15 @@ class Runner:
 def packages(open_directory: Path) -> tuple[str, dict[str, str]]:
     """An interpreter that any user can start, and the environment in which it has our packages."""
     directory = open_directory / "shell-packages"
-    directory.mkdir()
-    for module in _PACKAGES:
-        spec = importlib.util.find_spec(module)
-        assert spec is not None
-        assert spec.origin is not None
-        origin = Path(spec.origin)
-        if origin.name.startswith("__init__."):
-            shutil.copytree(origin.parent, directory / module, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(origin, directory)
-    subprocess.run(["chmod", "-R", "a+rX", directory], check=True)
+    copy_packages(directory)
     environment = {
         "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
         "PYTHONPATH": str(directory),
         "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": str(_scratch(open_directory, "tmp")),
     }
-    said = ""
-    for name in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        # through env: what setpriv itself starts is still opened with the rights of root
-        program = "import puzzlefs.image, puzzlefs.mount.shell, puzzlefs_cli.main, pyfuse3"
-        words = [*_as(_USER), "env", name, "-c", program]
-        result = subprocess.run(words, capture_output=True, text=True, env=environment, cwd="/", check=False)
-        if result.returncode == 0:
-            return name, environment
-        said = result.stderr
-    pytest.skip(f"an ordinary user can start no interpreter that has our packages: {said.strip()[-200:]}")
-
-
-def _as(uid: int) -> list[str]:
-    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
+    modules = "puzzlefs.image, puzzlefs.mount.shell, puzzlefs_cli.main, pyfuse3"
+    return python_for([*as_user(_USER), "env"], environment, modules), environment
 
 
 def _scratch(base: Path, name: str) -> Path:
@@ -153,7 +125,7 @@ def _scratch(base: Path, name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def _user_namespaces() -> None:
-    made = subprocess.run([*_as(_USER), "unshare", "-Urm", "true"], capture_output=True, text=True, check=False)
+    made = subprocess.run([*as_user(_USER), "unshare", "-Urm", "true"], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"this machine forbids user namespaces: {made.stderr.strip()}")
 
@@ -162,7 +134,7 @@ def _user_namespaces() -> None:
 def poor(packages: tuple[str, dict[str, str]], _user_namespaces: None) -> Runner:
     """A user who has no other ids than his own."""
     name, environment = packages
-    return Runner([*_as(_USER), name, "-m", "puzzlefs_cli"], environment)
+    return Runner([*as_user(_USER), name, "-m", "puzzlefs_cli"], environment)
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +147,7 @@ def user(packages: tuple[str, dict[str, str]], _user_namespaces: None, open_dire
     ids.write_text(f"{_USER}:100000:65536\n")
     script = 'for f in uid gid; do mount --bind "$0" /etc/sub$f; done; exec "$@"'
     private = ["unshare", "-m", "--propagation", "private", "sh", "-ec", script, str(ids)]
-    return Runner([*private, *_as(_USER), name, "-m", "puzzlefs_cli"], environment)
+    return Runner([*private, *as_user(_USER), name, "-m", "puzzlefs_cli"], environment)
 
 
 @pytest.fixture(scope="session")
@@ -608,7 +580,7 @@ def test_without_further_ids_only_files_of_uid_0_are_writable(poor: Runner, imag
 
 
 def test_root_of_a_user_namespace_with_one_id(poor: Runner, image: str) -> None:
-    inside = Runner([*_as(_USER), "unshare", "-Ur", *poor.command[len(_as(_USER)) :]], poor.environment)
+    inside = Runner([*as_user(_USER), "unshare", "-Ur", *poor.command[len(as_user(_USER)) :]], poor.environment)
     result = inside(image, "sh", "-c", "echo x >> /etc/motd; stat -c %u /etc/motd /data/www")
     assert result.stdout.splitlines() == ["0", "65534"], result.stderr
     assert result.stderr.endswith("root has no further uids in the user namespace in which this runs\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from mounting import read_fifo
-from support.writable import digest_of, mounts_at, needs_root, puzzlefs, wait_for_end, writable
+from support.writable import below, digest_of, mounts_at, needs_root, puzzlefs, wait_for_end, writable
 
 pytestmark = [pytest.mark.mount, needs_root]
 
@@ -246,9 +246,7 @@ def test_what_cannot_be_removed(image: str, tmp_path: Path) -> None:
         stubborn = mount.path / "etc" / "stubborn"
         stubborn.write_text("x")
         left = mount.path / "upper" / "etc" / "stubborn"
-        below = f"umount -l {mount.path} && chattr +i {left}"
-        command = ["unshare", "-m", "--propagation", "private", "sh", "-c", below]
-        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        if below(mount.path, f"chattr +i {left}").returncode != 0:
             pytest.skip("the file system has no immutable files")
         result = puzzlefs("umount", mount.path, check=False)
         try:
@@ -576,20 +574,7 @@ def test_another_overlay_is_not_ours(image: str, tmp_path: Path) -> None:
 def test_the_record(image: str, tmp_path: Path) -> None:
     """What lies below the overlay says what is mounted; other programs may read it."""
     with writable(image, tmp_path / "mnt", how=tmp_path / "upper") as mount:
-        below = subprocess.run(
-            [
-                "unshare",
-                "-m",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                f"umount -l {mount.path} && cat {mount.path}/puzzlefs.json",
-            ],
-            check=True,
-            capture_output=True,
-        )
-        record = json.loads(below.stdout)
+        record = json.loads(below(mount.path, f"cat {mount.path}/puzzlefs.json").stdout)
         layout, _, tag = image.partition(":")
         manifest = json.loads(Path(layout, "index.json").read_bytes())["manifests"][0]["digest"]
         assert (record["layout"], record["tag"], "sha256:" + record["manifest"]) == (layout, tag, manifest)

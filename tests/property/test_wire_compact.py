@@ -20,6 +20,7 @@ from puzzlefs.model import (
     FileChunk,
     Inode,
     InodeTable,
+    Kind,
     RegularFile,
     Symlink,
     Xattr,
@@ -52,6 +53,13 @@ def test_a_rootfs_comes_back(stack: list[tuple[Inode, ...]], verity: dict[Digest
     assert dict(rootfs.verity) == reference.verity == verity
 
 
+def listing(table: InodeTable, ino: int) -> tuple[list[bytes], list[int], list[Kind]] | None:
+    """The names in a directory, their numbers and kinds, where all of them can be told quickly."""
+    found = table.names(ino)
+    kinds = None if found is None else table.live_kinds(found[1])
+    return None if found is None or kinds is None else (*found, kinds)
+
+
 @relaxed
 @given(layer=layers(), verity=verities)
 def test_quick_answers_are_as_many(layer: tuple[Inode, ...], verity: dict[Digest, VerityDigest]) -> None:
@@ -59,7 +67,7 @@ def test_quick_answers_are_as_many(layer: tuple[Inode, ...], verity: dict[Digest
 
     def answers(table: InodeTable) -> list[object]:
         numbers = [inode.ino for inode in layer]
-        return [(table.glance(ino), table.listing(ino), table.chunks(ino)) for ino in numbers] + [
+        return [(table.glance(ino), listing(table, ino), table.chunks(ino)) for ino in numbers] + [
             table.may_have_xattrs(),
             table.total_size(numbers),
         ]
@@ -90,7 +98,7 @@ def test_what_repeats_is_stored_once(name_size: int) -> None:
     table = codec_for(3).decode_rootfs(data).tables[0]
     for _ in range(3):  # what readers may visit is bounded by the size of the message, and this is little
         assert list(table) == list(layer)
-        assert all(table.listing(inode.ino) is not None for inode in layer[:1001])
+        assert all(listing(table, inode.ino) is not None for inode in layer[:1001])
 
 
 def test_a_large_one() -> None:

@@ -107,9 +107,12 @@ def member(name: bytes, kind: bytes = b"0", **fields: Any) -> bytes:
         (337, 8, fields.get("minor", b"")),
     ):
         block[start : start + length] = value.ljust(length, b"\0")
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block) + data + bytes(-len(data) % 512)
+    return summed(block) + data + bytes(-len(data) % 512)
+
+
+def summed(block: bytes) -> bytes:
+    """A header block with a checksum that is right."""
+    return b"%b%06o\0 %b" % (block[:148], sum(block[:148]) + 8 * 0x20 + sum(block[156:]), block[156:])
 
 
 def pax(*records: tuple[bytes, bytes], kind: bytes = b"x") -> bytes:

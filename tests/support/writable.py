@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,14 @@ def wait_for_end(pid: int, timeout: float = 20) -> None:
         assert select.select([fd], [], [], timeout)[0], f"process {pid} did not end"
     finally:
         os.close(fd)
+
+
+def below(path: Path, script: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell script that sees what a writable mount hides, in a view of its own."""
+    command = f"umount -l {shlex.quote(str(path))} && {{ {script}; }}"
+    return subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", command], capture_output=True, check=False
+    )
 
 
 @contextlib.contextmanager

@@ -8,13 +8,16 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import forge as f
-from support import trees
+from support import layouts
+from support.archives import digest_of
 from support.forge import Forge
+from support.layouts import blobs_of
 
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.builder import build
@@ -41,6 +44,8 @@ pytestmark = pytest.mark.unit
 DATA = random.Random(8).randbytes(5000)
 NAME = media_types.REF_NAME
 
+shown = partial(layouts.shown, mtime=True)
+
 
 @pytest.fixture(params=[1, 2, 3])
 def forge(tmp_path: Path, request: pytest.FixtureRequest) -> Forge:
@@ -50,20 +55,6 @@ def forge(tmp_path: Path, request: pytest.FixtureRequest) -> Forge:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "target"
-
-
-def blobs_of(layout: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (layout / "blobs" / "sha256").iterdir()}
-
-
-def shown(reference: str) -> trees.Tree:
-    with open_image(reference) as image:
-        return trees.in_image(image, mtime=True)
-
-
-def digest_of(reference: str) -> str:
-    with open_image(reference) as image:
-        return image.verity_digest().hex()
 
 
 def example(forge: Forge, tag: str = "t", *more: bytes) -> str:

@@ -14,6 +14,7 @@ import pytest
 from support import forge as f
 from support.examine import limited
 from support.forge import Forge
+from support.layouts import blobs_of, damaged
 
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.builder import StorageOptions, build
@@ -56,32 +57,6 @@ def write_tree(root: Path, seed: int = 0) -> Path:
     (root / "empty").touch()
     (root / "link").symlink_to("sub/3")
     return root
-
-
-def blobs_of(layout: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (layout / "blobs" / "sha256").iterdir()}
-
-
-def damaged(path: Path, damage: str) -> None:
-    data = path.read_bytes()
-    path.unlink()
-    match damage:
-        case "truncated":
-            path.write_bytes(data[: len(data) // 2])
-        case "flipped":
-            path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        case "longer":
-            path.write_bytes(data + b"x")
-        case "empty":
-            path.touch()
-        case "directory":
-            path.mkdir()
-        case "link":
-            path.symlink_to("/dev/zero")
-        case "fifo":
-            os.mkfifo(path)
-        case _:
-            assert damage == "missing"
 
 
 DAMAGES = {

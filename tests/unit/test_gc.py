@@ -18,6 +18,7 @@ import pytest
 from support import forge as f
 from support import trees
 from support.forge import Forge
+from support.layouts import blob_names, damaged, shown
 
 from puzzlefs import collect
 from puzzlefs.blobs import BlobWriter, Layout
@@ -35,7 +36,8 @@ from puzzlefs.errors import (
     PuzzlefsError,
 )
 from puzzlefs.image import open_image
-from puzzlefs.oci import Descriptor, Index, media_types
+from puzzlefs.oci import Descriptor, media_types
+from puzzlefs.tags import untag
 from puzzlefs_cli.main import main
 
 pytestmark = pytest.mark.unit
@@ -48,10 +50,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def blobs_of(layout: Path) -> set[str]:
-    return set(os.listdir(layout / "blobs" / "sha256"))
-
-
 def write_tree(root: Path, seed: int, count: int = 8) -> Path:
     root.mkdir(exist_ok=True)
     for number in range(count):  # those with low numbers are the same in every tree
@@ -60,23 +58,9 @@ def write_tree(root: Path, seed: int, count: int = 8) -> Path:
     return root
 
 
-def untag(layout: Path, tag: str) -> None:
-    def without(index: Index) -> Index:
-        kept = (entry for entry in index.manifests if entry.annotation(media_types.REF_NAME) != tag)
-        return replace(index, manifests=tuple(kept))
-
-    with Layout.open(layout) as opened, opened.locked():
-        opened.write_index(without(opened.read_index()))
-
-
 def add_entry(layout: Path, descriptor: Descriptor) -> None:
     with Layout.open(layout) as opened:
         opened.update_index(lambda index: replace(index, manifests=(*index.manifests, descriptor)))
-
-
-def shown(reference: str) -> trees.Tree:
-    with open_image(reference) as image:
-        return trees.in_image(image)
 
 
 @pytest.fixture(params=KINDS)
@@ -88,22 +72,22 @@ class TestWhatGoes:
     def test_what_only_a_removed_tag_needed(self, tmp_path: Path, options: dict[str, Any]) -> None:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a", **options)
-        only_a = blobs_of(layout)
+        only_a = blob_names(layout)
         build(write_tree(tmp_path / "b", 2), f"{layout}:b", **options)
-        both = blobs_of(layout)
+        both = blob_names(layout)
         report = collect_garbage(layout, grace=0)
         assert (report.removed_blobs, report.kept_blobs, report.young_blobs) == (0, len(both), 0)
-        assert blobs_of(layout) == both
-        untag(layout, "a")
+        assert blob_names(layout) == both
+        untag(f"{layout}:a")
         sizes = {path.name: path.stat().st_size for path in (layout / "blobs" / "sha256").iterdir()}
         report = collect_garbage(layout, grace=0)
-        left = blobs_of(layout)
+        left = blob_names(layout)
         assert shown(f"{layout}:b") == trees.on_disk(tmp_path / "b")
         assert left < both
         assert left & only_a  # what both have stays
         # Exactly what a layout with that image alone holds.
         build(tmp_path / "b", f"{tmp_path}/alone:b", **options)
-        assert left == blobs_of(tmp_path / "alone")
+        assert left == blob_names(tmp_path / "alone")
         assert report.removed_blobs == len(both - left)
         assert report.removed_bytes == sum(sizes[name] for name in both - left)
         assert (report.kept_blobs, report.kept_bytes) == (len(left), sum(sizes[name] for name in left))
@@ -111,9 +95,9 @@ class TestWhatGoes:
     def test_everything_if_there_is_no_entry(self, tmp_path: Path) -> None:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a")
-        untag(layout, "a")
+        untag(f"{layout}:a")
         assert collect_garbage(layout, grace=0).kept_blobs == 0
-        assert blobs_of(layout) == set()
+        assert blob_names(layout) == set()
         build(tmp_path / "a", f"{layout}:a")
         assert shown(f"{layout}:a") == trees.on_disk(tmp_path / "a")
 
@@ -122,7 +106,7 @@ class TestWhatGoes:
         build(write_tree(tmp_path / "a", 1), f"{layout}:a")
         build(write_tree(tmp_path / "b", 2), f"{layout}:b")
         add_entry(layout, replace(Layout.open(layout).read_index().manifests[0], annotations=None))
-        untag(layout, "a")
+        untag(f"{layout}:a")
         (layout / "blobs" / "sha256" / ".tmp-0000000000000000-1").write_bytes(b"left over")
         before = {path: path.read_bytes() for path in layout.rglob("*") if path.is_file()}
         dry = collect_garbage(layout, grace=0, untagged=True, dry_run=True)
@@ -144,12 +128,12 @@ class TestWhatGoes:
                     index, manifests=(replace(index.manifests[0], annotations={}), *index.manifests[1:])
                 )
             )
-        everything = blobs_of(layout)
+        everything = blob_names(layout)
         assert collect_garbage(layout, grace=0).removed_blobs == 0
-        assert blobs_of(layout) == everything
+        assert blob_names(layout) == everything
         report = collect_garbage(layout, grace=0, untagged=True)
         assert report.dropped_entries == 1
-        assert report.removed_blobs == len(everything - blobs_of(layout)) > 5
+        assert report.removed_blobs == len(everything - blob_names(layout)) > 5
         with Layout.open(layout) as opened:
             index = opened.read_index()
             assert (len(index.manifests), index.tags()) == (1, ["b"])
@@ -159,7 +143,7 @@ class TestWhatGoes:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a")
         blobs = layout / "blobs" / "sha256"
-        good = blobs_of(layout)
+        good = blob_names(layout)
         (blobs / ".tmp-1111111111111111-1").write_bytes(b"x" * 10)
         (blobs / ".lease-2222222222222222").write_bytes(b"blob of a build that was killed\n")
         (layout / ".tmp-index.json-123").write_bytes(b"x" * 5)
@@ -174,13 +158,13 @@ class TestWhatGoes:
             assert (report.temporary_files, report.temporary_bytes, report.leases) == (2, 15, 1)
             assert (blobs / mine).exists()
             writer.commit()
-        assert blobs_of(layout) == good | {"notes", Digest.of(b"under way").hex()}
+        assert blob_names(layout) == good | {"notes", Digest.of(b"under way").hex()}
         assert sorted(os.listdir(layout)) == ["blobs", "index.json", "mine.txt", "oci-layout"]
 
     def test_what_is_no_file_is_left_alone(self, tmp_path: Path) -> None:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a")
-        untag(layout, "a")
+        untag(f"{layout}:a")
         blobs = layout / "blobs" / "sha256"
         outside = tmp_path / "outside"
         outside.write_bytes(b"mine")
@@ -189,7 +173,7 @@ class TestWhatGoes:
         os.mkfifo(blobs / ".lease-1")
         (blobs / ".lease-2").symlink_to(outside)
         collect_garbage(layout, grace=0)
-        assert blobs_of(layout) == {"0" * 64, "1" * 64}
+        assert blob_names(layout) == {"0" * 64, "1" * 64}
         assert outside.read_bytes() == b"mine"
 
 
@@ -210,7 +194,7 @@ class TestWhatStays:
                 assert shown(f"{layout}:{tag}") == before[tag]
                 checked += 1
             for tag in tags[1:]:
-                untag(layout, tag)
+                untag(f"{layout}:{tag}")
             assert collect_garbage(layout, grace=0).removed_blobs > 0
             assert shown(f"{layout}:{tags[0]}") == before[tags[0]]
         assert checked > 10
@@ -254,7 +238,7 @@ class TestWhatStays:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a")
         build(write_tree(tmp_path / "b", 2), f"{layout}:b")
-        before = blobs_of(layout)
+        before = blob_names(layout)
         with Layout.open(layout) as opened, BlobWriter(opened) as writer:
             inner = json.dumps(
                 {"schemaVersion": 2, "manifests": [entry.to_json() for entry in opened.read_index().manifests]}
@@ -269,11 +253,11 @@ class TestWhatStays:
             ).encode()
             digest = writer.put(outer)
             writer.commit()
-        untag(layout, "a")
-        untag(layout, "b")
+        untag(f"{layout}:a")
+        untag(f"{layout}:b")
         add_entry(layout, Descriptor(media_types.INDEX, digest, len(outer), {media_types.REF_NAME: "all"}))
         assert collect_garbage(layout, grace=0).removed_blobs == 0
-        assert before < blobs_of(layout)
+        assert before < blob_names(layout)
         assert shown(f"{layout}:all")
 
     def test_images_of_other_programs(self, tmp_path: Path) -> None:
@@ -292,15 +276,15 @@ class TestWhatStays:
         add_entry(forge.path, Descriptor("text/x-shellscript", script, 9))
         listing = json.dumps({"anything": [{"here": script.oci}]}).encode()
         add_entry(forge.path, Descriptor("application/vnd.example+json", forge.blob(listing), len(listing)))
-        before = blobs_of(forge.path)
+        before = blob_names(forge.path)
         assert collect_garbage(forge.path, grace=0).removed_blobs == 0
-        assert blobs_of(forge.path) == before
+        assert blob_names(forge.path) == before
 
     def test_no_chunk_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a")
         build(write_tree(tmp_path / "b", 2), f"{layout}:b")
-        untag(layout, "b")
+        untag(f"{layout}:b")
         with open_image(f"{layout}:a") as image:
             metadata = {image.manifest_digest, image.manifest.rootfs().digest}  # type: ignore[union-attr]
         opened: set[Digest] = set()
@@ -312,8 +296,8 @@ class TestWhatStays:
     def test_what_is_young(self, tmp_path: Path) -> None:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a")
-        before = blobs_of(layout)
-        untag(layout, "a")
+        before = blob_names(layout)
+        untag(f"{layout}:a")
         report = collect_garbage(layout)
         assert (report.removed_blobs, report.young_blobs) == (0, len(before))
         assert report.young_bytes == report.kept_bytes > 100_000
@@ -325,8 +309,8 @@ class TestWhatStays:
         build(write_tree(tmp_path / "a", 1), f"{layout}:a", format_version=version)
         with open_image(f"{layout}:a") as image:
             manifest = image.layout.blob_path(image.manifest_digest)
-        untag(layout, "a")
-        old = {name for name in blobs_of(layout) if name != manifest.name}
+        untag(f"{layout}:a")
+        old = {name for name in blob_names(layout) if name != manifest.name}
         time.sleep(0.05)
         manifest.touch()
         newest = max((layout / "blobs" / "sha256" / name).stat().st_ctime for name in old)
@@ -335,7 +319,7 @@ class TestWhatStays:
         grace = now - (newest + manifest.stat().st_ctime) / 2
         report = collect_garbage(layout, grace=grace)
         assert (report.removed_blobs, report.young_blobs) == (0, 1)
-        assert blobs_of(layout) == old | {manifest.name}
+        assert blob_names(layout) == old | {manifest.name}
         report = collect_garbage(layout, grace=50)
         assert report.removed_blobs == len(old) + 1
 
@@ -350,14 +334,14 @@ class TestRefusal:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a", format_version=version)
         build(write_tree(tmp_path / "b", 2), f"{layout}:b", format_version=version)
-        untag(layout, "b")
+        untag(f"{layout}:b")
         with open_image(f"{layout}:a") as image:
             digest = image.manifest_digest
             if which == "metadata":
                 digest = image.manifest.rootfs().digest if image.manifest else image.metadata_refs[0].digest
             path = image.layout.blob_path(digest)
-        hurt(path, damage)
-        before = blobs_of(layout)
+        damaged(path, damage)
+        before = blob_names(layout)
         with pytest.raises(PuzzlefsError) as caught:
             collect_garbage(layout, grace=0)
         assert isinstance(caught.value, (NotFoundError, IntegrityError, FormatError))
@@ -365,7 +349,7 @@ class TestRefusal:
         assert f"{layout}: a" in str(caught.value)
         assert digest.hex() in str(caught.value)
         assert "fsck" in caught.value.hint
-        assert blobs_of(layout) == before
+        assert blob_names(layout) == before
 
     def test_an_entry_without_a_tag_that_is_dropped_need_not_be_read(self, tmp_path: Path) -> None:
         layout = tmp_path / "oci"
@@ -392,18 +376,6 @@ class TestRefusal:
                 collect_garbage(Forge(tmp_path / "oci").path, grace=grace)
 
 
-def hurt(path: Path, damage: str) -> None:
-    data = path.read_bytes()
-    path.unlink()
-    match damage:
-        case "truncated":
-            path.write_bytes(data[: len(data) // 2])
-        case "flipped":
-            path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        case "directory":
-            path.mkdir()
-
-
 class TestSharedFolder:
     def layouts(self, tmp_path: Path) -> tuple[Path, Path]:
         shared = tmp_path / "shared"
@@ -416,14 +388,14 @@ class TestSharedFolder:
 
     def test_all_have_to_be_named(self, tmp_path: Path) -> None:
         one, two = self.layouts(tmp_path)
-        before = blobs_of(one)
+        before = blob_names(one)
         with pytest.raises(InvalidArgumentError, match=str(tmp_path / "shared")) as caught:
             collect_garbage(one, grace=0)
         assert "--sole" in caught.value.hint
-        assert blobs_of(one) == before
+        assert blob_names(one) == before
         for order in ([one, two], [two, one], [one, two, one]):
             assert collect_garbage(order[0], others=order[1:], grace=0).removed_blobs == 0
-        untag(two, "t")
+        untag(f"{two}:t")
         with pytest.raises(InvalidArgumentError):
             collect_garbage(one, others=[one], grace=0)  # named twice is not two
         report = collect_garbage(two, others=[one], grace=0)
@@ -453,7 +425,7 @@ class TestSharedFolder:
         with open_image(f"{two}:t") as image:
             lease = Lease(image.layout.blobs_fd)
             lease.name([image.manifest_digest], Root.MANIFEST)
-        untag(two, "t")
+        untag(f"{two}:t")
         assert collect_garbage(one, is_sole=True, grace=0).removed_blobs == 0
         lease.close()
         assert collect_garbage(one, is_sole=True, grace=0).removed_blobs > 0
@@ -493,7 +465,7 @@ class TestBesideBuilds:
         time.sleep(0.1)  # or its times are not trusted
         build(tree, f"{layout}:a", cache=tmp_path / "cache", **options)
         (tree / "new").write_bytes(b"new" * 50_000)
-        untag(layout, "a")  # all of its blobs are garbage now, and old enough
+        untag(f"{layout}:a")  # all of its blobs are garbage now, and old enough
         removed = self.collected_at(monkeypatch, Layout if step == "update_index" else BlobWriter, step, layout)
         build(tree, f"{layout}:b", cache=tmp_path / "cache", workers=1, **options)
         monkeypatch.undo()
@@ -510,7 +482,7 @@ class TestBesideBuilds:
         time.sleep(0.1)  # or its times are not trusted
         build(tree, f"{layout}:a", cache=tmp_path / "cache")
         build(tree, f"{layout}:a", cache=tmp_path / "cache")
-        untag(layout, "a")
+        untag(f"{layout}:a")
         removed = self.collected_at(monkeypatch, Layout, "update_index", layout)
         report = build(tree, f"{layout}:b", cache=tmp_path / "cache")
         monkeypatch.undo()
@@ -526,7 +498,7 @@ class TestBesideBuilds:
             (tree / "new").write_bytes(b"new" * 50_000)
             with open_image(f"{layout}:base") as base, monkeypatch.context() as patch:
                 removed = self.collected_at(
-                    patch, Layout, "update_index", layout, before=lambda layout=layout: untag(layout, "base")
+                    patch, Layout, "update_index", layout, before=lambda layout=layout: untag(f"{layout}:base")
                 )
                 build_from_tree(tree, base, "delta")
             assert removed == [0]
@@ -537,7 +509,7 @@ class TestBesideBuilds:
         tree = write_tree(tmp_path / "a", 1)
         build(tree, f"{layout}:base")
         with open_image(f"{layout}:base") as base:
-            untag(layout, "base")
+            untag(f"{layout}:base")
             collect_garbage(layout, grace=0)
             for change in (False, True):
                 if change:
@@ -598,13 +570,13 @@ class TestBesideBuilds:
         report = collect_garbage(forge.path, grace=0)
         assert (report.removed_blobs, report.temporary_files) == (50, 0)
         assert [(second.removed_blobs, second.temporary_files) for second in reports] == [(0, 50)]
-        assert blobs_of(forge.path) == set()
+        assert blob_names(forge.path) == set()
 
     def test_what_an_interruption_leaves_is_collected(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a")
         build(write_tree(tmp_path / "b", 2), f"{layout}:b")
-        untag(layout, "a")
+        untag(f"{layout}:a")
 
         def interrupted(*_args: Any, **_named: Any) -> None:
             raise KeyboardInterrupt
@@ -617,7 +589,7 @@ class TestBesideBuilds:
         assert report.removed_blobs == 0
         assert report.temporary_files > 5
         assert shown(f"{layout}:b") == trees.on_disk(tmp_path / "b")
-        assert len(blobs_of(layout)) == report.kept_blobs
+        assert len(blob_names(layout)) == report.kept_blobs
 
     def test_builds_and_collections_at_once(self, tmp_path: Path) -> None:
         """Tags come and go, a collection without grace runs all the time: whatever has a tag is whole."""
@@ -633,7 +605,7 @@ class TestBesideBuilds:
                 while time.monotonic() < end:
                     build(source[number], f"{layout}:{number}", cache=tmp_path / "cache", workers=1)
                     assert shown(f"{layout}:{number}") == trees.on_disk(source[number])
-                    untag(layout, str(number))
+                    untag(f"{layout}:{number}")
                     rounds[number] += 1
             except BaseException as error:  # noqa: BLE001
                 failures.append(error)
@@ -655,8 +627,8 @@ class TestCommand:
     def test_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a")
-        count = len(blobs_of(layout))
-        untag(layout, "a")
+        count = len(blob_names(layout))
+        untag(f"{layout}:a")
         assert main(["gc", str(layout)]) == 0
         out, err = capsys.readouterr()
         assert out.startswith("removed 0 blobs (0 B); ")
@@ -701,7 +673,7 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
         assert forge.blob_path(digest).exists()
         process.kill()
         process.wait()
-    assert any(name.startswith(".lease-") for name in blobs_of(forge.path))
+    assert any(name.startswith(".lease-") for name in blob_names(forge.path))
     report = collect_garbage(forge.path, grace=0)
     assert (report.leases, report.removed_blobs) == (0, 1)
-    assert blobs_of(forge.path) == set()
+    assert blob_names(forge.path) == set()
