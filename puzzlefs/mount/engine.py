@@ -10,12 +10,13 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
 from puzzlefs.errors import InvalidArgumentError, MountError, NotFoundError
 from puzzlefs.model import ROOT_INO
+from puzzlefs.mount.counters import RequestCounters
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.options import MountOptions
 
@@ -36,6 +37,7 @@ class Mounting:
         options: how to mount.
         fsname: what ``mount`` shows as the source, where the options name nothing.
         on_ready: called once, when the mount point answers.
+        requests: where the engine counts what it is asked for.
     """
 
     operations: Operations
@@ -43,6 +45,7 @@ class Mounting:
     options: MountOptions
     fsname: str
     on_ready: Callable[[], None]
+    requests: RequestCounters = field(default_factory=RequestCounters)
 
 
 class Engine(Protocol):
