@@ -1,0 +1,48 @@
+"""What is in a layout, and damage done to it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from puzzlefs.image import open_image
+from support import trees
+
+
+def blob_names(layout: Path) -> set[str]:
+    """The names of everything that lies beside the blobs."""
+    return set(os.listdir(layout / "blobs" / "sha256"))
+
+
+def blobs_of(layout: Path) -> dict[str, bytes]:
+    """The blobs by name."""
+    return {path.name: path.read_bytes() for path in (layout / "blobs" / "sha256").iterdir()}
+
+
+def shown(reference: str, *, mtime: bool = False) -> trees.Tree:
+    """What an image shows."""
+    with open_image(reference) as image:
+        return trees.in_image(image, mtime=mtime)
+
+
+def damaged(path: Path, damage: str) -> None:
+    """Put something else, or nothing, where a file is."""
+    data = path.read_bytes()
+    path.unlink()
+    match damage:
+        case "truncated":
+            path.write_bytes(data[: len(data) // 2])
+        case "flipped":
+            path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        case "longer":
+            path.write_bytes(data + b"x")
+        case "empty":
+            path.touch()
+        case "directory":
+            path.mkdir()
+        case "link":
+            path.symlink_to("/dev/zero")
+        case "fifo":
+            os.mkfifo(path)
+        case _:
+            assert damage == "missing"
