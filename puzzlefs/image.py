@@ -70,6 +70,8 @@ class Image:
         metadata_refs: versions 1 and 2: the blobs that hold the inode vectors, topmost first.
         tree: the file system that it shows.
         blobs: its blobs, verified.
+        anchor: the fs-verity digest that its manifest was held against, ``None`` if nobody named one.
+        verity: how its blobs are verified (``puzzlefs.blobs.verified``); *user* without an anchor.
     """
 
     def __init__(
@@ -84,6 +86,8 @@ class Image:
         metadata_refs: tuple[BlobRef, ...],
         tree: Tree,
         blobs: VerifiedBlobs,
+        anchor: VerityDigest | None,
+        verity: VerityMode,
     ) -> None:
         """Not for callers: use ``open_image``."""
         self.reference = reference
@@ -95,6 +99,8 @@ class Image:
         self.metadata_refs = metadata_refs
         self.tree = tree
         self.blobs = blobs
+        self.anchor = anchor
+        self.verity = verity
 
     @property
     def version(self) -> int:
@@ -271,6 +277,8 @@ def _open(
         metadata_refs=wire.metadata_refs,
         tree=tree,
         blobs=blobs,
+        anchor=anchor,
+        verity=mode,
     )
 
 
