@@ -37,7 +37,10 @@ class PuzzlefsError(Exception):
     Attributes:
         message: what is wrong, naming the object; one line.
         hint: what to do next, or an empty string.
+        blob: the blob in which it was found, sha256 in hex, where that is known; or an empty string.
     """
+
+    blob = ""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

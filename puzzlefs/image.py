@@ -115,12 +115,35 @@ class Image:
         """
         return verity_digest(self.blobs.read(self.manifest_digest, limit=MAX_MANIFEST_SIZE))
 
+    def check_blob(self, digest: Digest) -> int:
+        """Read all of a blob of this image and verify it as reading the image does, without keeping any of it.
+
+        Returns:
+            How many bytes it has.
+
+        Raises:
+            PuzzlefsError: as ``VerifiedBlobs.check``.
+        """
+        if digest == self.manifest_digest:
+            return self.blobs.check(digest, expected=self.anchor, by_name=self.anchor is None)
+        if self.manifest is not None and self.verity != "user":
+            rootfs = self.manifest.rootfs()
+            if digest == rootfs.digest:
+                return self.blobs.check(digest, expected=_recorded(rootfs))
+        # nothing is ever read of the configuration, and no fs-verity digest of it recorded
+        is_config = self.manifest is not None and digest == self.manifest.config.digest
+        return self.blobs.check(digest, by_name=is_config)
+
     def metadata_blobs(self) -> set[Digest]:
         """The blobs that are no chunks: manifest, configuration, rootfs, metadata layers."""
         found = {self.manifest_digest, *(ref.digest for ref in self.metadata_refs)}
         if self.manifest is not None:
             found |= {self.manifest.config.digest, self.manifest.rootfs().digest}
         return found
+
+    def opened_blobs(self) -> set[Digest]:
+        """The blobs that opening the image has read and verified: all of ``metadata_blobs`` but the configuration."""
+        return self.metadata_blobs() - ({self.manifest.config.digest} if self.manifest is not None else set())
 
     def layer_sizes(self) -> list[tuple[int, Digest | None]]:
         """What each metadata layer takes, topmost first: bytes, and the blob whose bytes those are.
@@ -240,11 +263,10 @@ def _open(
     if layout.dialect is Dialect.OCI:
         manifest = Manifest.parse(data)
         rootfs_descriptor = manifest.rootfs()
-        expected = rootfs_descriptor.annotation(media_types.VERITY_ROOT_HASH) if mode != "user" else None
         data = metadata.read(
             rootfs_descriptor.digest,
             limit=MAX_METADATA_SIZE,
-            expected=None if expected is None else VerityDigest.from_hex(expected),
+            expected=_recorded(rootfs_descriptor) if mode != "user" else None,
         )
         if rootfs_descriptor.media_type == media_types.ROOTFS_ZSTD:
             data = _decompress_metadata(rootfs_descriptor.digest, data, MAX_METADATA_SIZE)
@@ -338,6 +360,11 @@ def _read_manifest(layout: Layout, digest: Digest, verifier: BlobVerifier, ancho
     if actual != digest:
         raise IntegrityError(subject, expected=digest.hex(), actual=actual.hex())
     return data
+
+
+def _recorded(descriptor: Descriptor) -> VerityDigest | None:
+    expected = descriptor.annotation(media_types.VERITY_ROOT_HASH)
+    return None if expected is None else VerityDigest.from_hex(expected)
 
 
 def _read_vector(blobs: VerifiedBlobs, ref: BlobRef, limit: int) -> bytes:

@@ -51,6 +51,16 @@ class WeightedLru(Generic[K, V]):
         with self._lock:
             return list(reversed(self._items))
 
+    @property
+    def weight(self) -> int:
+        """The sum of the weights of all items."""
+        return self._weight
+
+    @property
+    def max_weight(self) -> int:
+        """The bound on it."""
+        return self._max_weight
+
     def __contains__(self, key: K) -> bool:
         return key in self._items
 

@@ -23,8 +23,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
-from typing import Final, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, NamedTuple, Self
 
 from puzzlefs.blobs.host import read_bounded, storage_errors
 from puzzlefs.blobs.layout import Layout
@@ -145,12 +145,31 @@ class BlobVerifier:
                 raise IntegrityError(subject, expected=expected.hex(), actual=actual.hex())
 
 
+class CacheSize(NamedTuple):
+    """What a cache holds.
+
+    Attributes:
+        items: how many things.
+        weight: what they add up to.
+        max_weight: the bound on that.
+    """
+
+    items: int
+    weight: int
+    max_weight: int
+
+
 class VerifiedBlobs:
-    """The blobs of one layout, each verified before its bytes are returned."""
+    """The blobs of one layout, each verified before its bytes are returned.
+
+    Attributes:
+        on_verified: called with each chunk that was verified, by the thread that read it; it must be quick.
+    """
 
     def __init__(self, layout: Layout, verifier: BlobVerifier) -> None:
         self._layout = layout
         self._verifier = verifier
+        self.on_verified: Callable[[Digest], object] | None = None
         # With each content, whether it was decompressed: nothing forbids an image to use a blob both ways.
         self._contents: WeightedLru[Digest, tuple[bool, bytes]] = WeightedLru(_CACHE_SIZE)
         self._blocks: WeightedLru[Digest, tuple[bytes, ...]] = WeightedLru(_MAX_BLOCKS)
@@ -207,18 +226,70 @@ class VerifiedBlobs:
             StorageError: if the host cannot read it.
         """
         cached = self._contents.get(digest)
-        if cached is not None and cached[0] == compressed:
-            content = cached[1]
-        else:
-            loaded = self._load(digest, compressed)
-            if loaded is None:
-                return memoryview(self._read_in_place(digest, offset, length, budget or LoadBudget(_UNBOUNDED)))
-            content = loaded
-            if budget is not None:
-                budget.spend(len(content))
-        if offset + length > len(content):
-            raise _too_short(digest, len(content), offset + length)
+        try:
+            if cached is not None and cached[0] == compressed:
+                content = cached[1]
+            else:
+                loaded = self._load(digest, compressed)
+                if self.on_verified is not None and loaded is not None:
+                    self.on_verified(digest)
+                if loaded is None:
+                    return memoryview(self._read_in_place(digest, offset, length, budget or LoadBudget(_UNBOUNDED)))
+                content = loaded
+                if budget is not None:
+                    budget.spend(len(content))
+            if offset + length > len(content):
+                raise _too_short(digest, len(content), offset + length)
+        except PuzzlefsError as error:
+            error.blob = digest.hex()
+            raise
         return memoryview(content)[offset : offset + length]
+
+    def check(self, digest: Digest, *, expected: VerityDigest | None = None, by_name: bool = False) -> int:
+        """Read all of a blob and verify it, without keeping any of it; how many bytes it has.
+
+        Where the kernel vouches for it, it checks every page that is read here.
+
+        Args:
+            digest: the blob.
+            expected: as in ``read``.
+            by_name: hash it in any case: no fs-verity digest is recorded for it, and none has to be.
+
+        Raises:
+            BlobNotFoundError: if it is missing.
+            FormatError: if it is no regular file, or larger than any blob.
+            IntegrityError: if it is not what its name says.
+            StorageError: if the host cannot read it.
+            VerityNotEnabledError: if the kernel has to vouch for it, and it has no fs-verity.
+            VerityUnavailableError: if the kernel has to vouch for it, and cannot do that.
+        """
+        subject = self._subject(digest)
+        try:
+            with storage_errors("read", self._layout.blob_path(digest)):
+                fd = self._layout.open_blob(digest)
+                try:
+                    vouched = not by_name and self._verifier.vouched_by_kernel(
+                        fd, subject, expected or self._verifier.recorded(digest)
+                    )
+                    size, actual = _hash_all(fd, subject)
+                finally:
+                    os.close(fd)
+            if not vouched:
+                self._compare(digest, actual)
+        except PuzzlefsError as error:
+            error.blob = digest.hex()
+            raise
+        if self.on_verified is not None:
+            self.on_verified(digest)
+        return size
+
+    def cache_sizes(self) -> dict[str, CacheSize]:
+        """What is in memory: ``contents`` of chunks, in bytes, and digests of the ``blocks`` of large ones."""
+        contents, blocks = self._contents, self._blocks
+        return {
+            "contents": CacheSize(len(contents), contents.weight, contents.max_weight),
+            "blocks": CacheSize(len(blocks), blocks.weight, blocks.max_weight),
+        }
 
     def cached(self, digest: Digest, compressed: bool) -> bytes | None:
         """The content of a chunk if it is in memory."""
@@ -287,6 +358,8 @@ class VerifiedBlobs:
                     data = self._read_blocks(fd, digest, offset, length, budget)
                 if len(data) != length:
                     raise _too_short(digest, size, offset + length)
+                if self.on_verified is not None:
+                    self.on_verified(digest)
                 return data
             finally:
                 os.close(fd)
@@ -331,6 +404,18 @@ class VerifiedBlobs:
 
     def _subject(self, digest: Digest) -> str:
         return f"blob {self._layout.blob_path(digest)}"
+
+
+def _hash_all(fd: int, subject: str) -> tuple[int, Digest]:
+    """How many bytes a file has, and their digest."""
+    whole = hashlib.sha256()
+    size = 0
+    while block := os.pread(fd, _BLOCK_SIZE, size):
+        size += len(block)
+        if size > MAX_RAW_SIZE:
+            raise FormatError(f"{subject} has more than the {MAX_RAW_SIZE} bytes that are allowed")
+        whole.update(block)
+    return size, Digest(whole.digest())
 
 
 def _too_short(digest: Digest, size: int, needed: int) -> FormatError:

@@ -24,6 +24,7 @@ from typing import Final
 from puzzlefs.errors import BlobNotFoundError, FormatError, NotFoundError, PuzzlefsError
 from puzzlefs.image import Image
 from puzzlefs.model import ROOT_INO, Kind
+from puzzlefs.mount.digest_set import DigestSet
 from puzzlefs.mount.error_log import ErrorLog, NameCache
 from puzzlefs.mount.errors import RequestError, errno_of
 from puzzlefs.vfs import Attributes, Entry, ReadPlan, Totals
@@ -38,16 +39,34 @@ class Operations:
 
     Attributes:
         image: the image, for engines that want to guess what will be asked for.
+        errors: what went wrong.
+        checked: the blobs that were verified at least once.
     """
 
-    def __init__(self, image: Image, hides_xattr: Callable[[bytes], bool] | None = None) -> None:
-        """Requests over ``image``; extended attributes whose names ``hides_xattr`` says yes to are not shown at all."""
+    def __init__(
+        self,
+        image: Image,
+        hides_xattr: Callable[[bytes], bool] | None = None,
+        *,
+        checked: DigestSet | None = None,
+    ) -> None:
+        """Requests over one image.
+
+        Args:
+            image: the image.
+            hides_xattr: whether an extended attribute of this name is not shown at all.
+            checked: the blobs that other processes verified for the same mount; a set of its own if not given.
+        """
         self._tree = image.tree
         self._hides_xattr = hides_xattr
         self.image = image
         self._blobs = image.blobs
         self._names = NameCache(image.tree)
-        self._errors = ErrorLog(self._names)
+        self.errors = ErrorLog(self._names)
+        self.checked = DigestSet(len(image.rootfs.verity)) if checked is None else checked
+        for digest in image.opened_blobs():
+            self.checked.add(digest)
+        image.blobs.on_verified = self.checked.add
         self._totals: Totals | None = None
 
     # ---- names and attributes
@@ -117,7 +136,7 @@ class Operations:
             self._tree.check_entry(parent, entry)
             attributes = self._attributes(entry.ino)
         except Exception as error:  # noqa: BLE001
-            self._errors.report("listing of", parent, error, entry.name)
+            self.errors.report("listing of", parent, error, entry.name)
             return None
         self._names.remember(parent, entry)
         return attributes
@@ -133,7 +152,7 @@ class Operations:
                     self._names.remember(parent, entry)
                 found.append(tree.attributes(entry.ino))
             except Exception as error:  # noqa: BLE001
-                self._errors.report("listing of", parent, error, entry.name)
+                self.errors.report("listing of", parent, error, entry.name)
                 found.append(None)
         self._names.remember_listing(parent)
         return found
@@ -257,5 +276,5 @@ class Operations:
 
     def _failed(self, request: str, ino: int, error: Exception, name: bytes | None = None) -> RequestError:
         number = errno_of(error)
-        self._errors.report(request, ino, error, name)
+        self.errors.report(request, ino, error, name)
         return RequestError(number)
