@@ -1,0 +1,220 @@
+"""The control socket of a mount: how it is asked for its status, to verify itself, and for whatever else is registered.
+
+Each mount has a Unix stream socket in the abstract namespace (unix(7)), named after its device number, which the
+kernel lists in mountinfo: ``\\0puzzlefs/0:53``. Nothing lies in a file system, so nothing is left behind, and whoever
+knows the mount point finds it. A client sends one line of JSON, ``{"request": "status"}``, and gets lines of JSON, each
+an object with one key: ``progress`` and ``bad`` any number of times, then ``result`` or ``error``, which ends it.
+
+Who may ask is decided by the kernel's word (``SO_PEERCRED``): root, and the user that mounted. Everybody can connect,
+and a name in the abstract namespace can be taken by anybody who is first; so both sides look, and clients believe
+nobody but root and the mount's owner.
+
+Nothing here may disturb serving: one thread accepts, and each client has one of its own, ``_MAX_CLIENTS`` of them at
+most; requests are bounded in size and time, a client that does not take its answer is dropped, and strangers are sent
+away no faster than ``_STRANGER_PAUSE`` allows. The rest wait in the kernel's queue.
+
+A supervised server accepts on the socket that its guardian made and keeps: between two servers clients wait in its
+queue, and one whose server died in the middle of an answer asks again.
+
+Everything that answering needs is loaded when ``load`` is called, at the latest when the first server thread begins:
+starting must be quick, and a server that has confined itself can load nothing any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from puzzlefs.mount.counters import RequestCounters
+from puzzlefs.mount.operations import Operations
+from puzzlefs.mount.signals import ENDING
+
+if TYPE_CHECKING:
+    import socket
+
+log = logging.getLogger("puzzlefs.mount")
+
+Action = Callable[[], Mapping[str, object]]
+"""What answers a request: called in a client's thread, returns the result. A ``PuzzlefsError`` becomes an ``error``."""
+
+MAX_REQUEST: Final = 4096
+"""Bytes of the longest request."""
+
+_MODULES: Final = ("json", "select", "socket", "struct", "puzzlefs.mount.control_answers", "puzzlefs.mount.soundness")
+_BACKLOG: Final = 64
+_MAX_CLIENTS: Final = 8
+_STRANGER_PAUSE: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What only whoever started a server knows of it.
+
+    Attributes:
+        point: where the image is mounted (of a writable mount: below the overlay).
+        engine: who speaks to the kernel: ``kernel`` or ``pyfuse3``.
+        mounted: when it was mounted, in seconds of ``time.monotonic``.
+        started: when this server began, likewise.
+        supervised: whether a guardian keeps the mount while servers come and go.
+        guardian_pid: its process.
+        restarts: how many servers there were before this one.
+        confinement: what this server may not do any more, as plain values with stable names; ``None``: it may all.
+    """
+
+    point: Path
+    engine: str
+    mounted: float
+    started: float
+    supervised: bool = False
+    guardian_pid: int | None = None
+    restarts: int = 0
+    confinement: Mapping[str, object] | None = None
+
+
+def address_of(device: str) -> bytes:
+    """The name of the control socket of the mount with this device number (``major:minor``, as in mountinfo).
+
+    Clients of other versions look for this name; it must not change.
+    """
+    return b"\0puzzlefs/" + device.encode("ascii")
+
+
+def listen(device: str) -> socket.socket | None:
+    """A socket that listens for clients of the mount with this device number.
+
+    ``None``, with a line in the log, if it cannot be had: the mount goes on without.
+    """
+    import socket  # noqa: PLC0415  see above
+
+    listener = None
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        listener.bind(address_of(device))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        log.warning("this mount cannot be asked for its status: no control socket for %s: %s", device, error.strerror)
+        return None
+    return listener
+
+
+def load() -> None:
+    """Load everything that answering will need."""
+    for name in _MODULES:
+        importlib.import_module(name)
+
+
+class Control:
+    """Answers clients of one mount, in threads of its own, while another thread serves."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        operations: Operations,
+        requests: RequestCounters,
+        facts: ServerFacts,
+        actions: Mapping[str, Action] | None = None,
+    ) -> None:
+        """Answers that begin with ``start``.
+
+        Args:
+            listener: what ``listen`` returned; it stays open.
+            operations: what is served.
+            requests: what the engine counts.
+            facts: what else there is to say.
+            actions: answers to more requests than ``status`` and ``verify``, by their names.
+        """
+        self._listener = listener
+        self._operations = operations
+        self._requests = requests
+        self._facts = facts
+        self._actions = dict(actions or {})
+        self._ended = threading.Event()
+        self._clients = threading.Semaphore(_MAX_CLIENTS)
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        with _signals_blocked():
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Accept nobody any more. Who is being answered is let go; returns without waiting for that."""
+        self._ended.set()
+        os.write(self._wake_write, b"\0")
+        if self._thread.ident is not None:
+            self._thread.join()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    # ---- inside
+
+    def _accept(self) -> None:
+        try:
+            load()
+            self._answer_all()
+        except Exception:  # the mount goes on
+            log.exception("the control socket of %s failed", self._facts.point)
+
+    def _answer_all(self) -> None:
+        import select  # noqa: PLC0415
+
+        from puzzlefs.mount.control_answers import Answers, is_stranger, refuse  # noqa: PLC0415
+
+        answers = Answers(self._operations, self._requests, self._facts, self._actions, self._ended)
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        while not self._ended.is_set():
+            poll.poll()
+            if not self._clients.acquire(timeout=1.0):
+                continue
+            connection = None
+            try:
+                if not self._ended.is_set():
+                    connection, _ = self._listener.accept()
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                log.warning("a client of the control socket was not accepted: %s", error.strerror)
+                time.sleep(1.0)  # out of descriptors, most likely: others need some, too
+            if connection is None:
+                self._clients.release()
+            elif is_stranger(connection):
+                self._clients.release()
+                refuse(connection)
+                time.sleep(_STRANGER_PAUSE)
+            else:
+                thread = threading.Thread(
+                    target=self._talk, args=(answers.talk, connection), name="control-client", daemon=True
+                )
+                thread.start()
+
+    def _talk(self, talk: Callable[[socket.socket], None], connection: socket.socket) -> None:
+        try:
+            talk(connection)
+        except Exception:
+            log.exception("an answer through the control socket of %s failed", self._facts.point)
+        finally:
+            connection.close()
+            self._clients.release()
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # what is started inside leaves them to who serves
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
