@@ -56,7 +56,7 @@ def refuse(connection: socket.socket) -> None:
     with connection, contextlib.suppress(OSError):
         connection.setblocking(False)
         error = MountError("only root and the user that mounted it may ask", hint="run it as one of them")
-        connection.send(_line("error", _error(error)))
+        connection.send(line_of("error", error_fields(error)))
 
 
 class Answers:
@@ -86,19 +86,23 @@ class Answers:
     def talk(self, connection: socket.socket) -> None:
         """Answer the request of one client."""
         try:
-            name = _read_request(connection)
+            request = _read_request(connection)
             connection.settimeout(_SEND_TIME)
-            line = _line("result", self._answer(name, connection))
+            result = self._answer(request, connection)
+            if result is None:
+                return
+            line = line_of("result", result)
         except _GoneError:
             return
         except PuzzlefsError as error:
-            line = _line("error", _error(error))
+            line = line_of("error", error_fields(error))
         except OSError as error:
-            line = _line("error", _error(MountError(error.strerror or str(error))))
+            line = line_of("error", error_fields(MountError(error.strerror or str(error))))
         with contextlib.suppress(OSError):
             connection.sendall(line)
 
-    def _answer(self, name: str, connection: socket.socket) -> Mapping[str, object]:
+    def _answer(self, request: Mapping[str, object], connection: socket.socket) -> Mapping[str, object] | None:
+        name = str(request["request"])
         if name == "status":
             return self._status()
         if name == "verify":
@@ -109,7 +113,7 @@ class Answers:
                 f"the server of this mount does not know the request {name[:80]!r}",
                 hint="it may be of another version than this command",
             )
-        return action()
+        return action(connection, request)
 
     # ---- status
 
@@ -203,8 +207,8 @@ class _GoneError(Exception):
     """The client is gone, or the mount is."""
 
 
-def _read_request(connection: socket.socket) -> str:
-    """The name of what a client asks for.
+def _read_request(connection: socket.socket) -> dict[str, object]:
+    """What a client asks for; ``request`` is its name.
 
     Raises:
         InvalidArgumentError: if it sends something else.
@@ -225,22 +229,23 @@ def _read_request(connection: socket.socket) -> str:
         request = json.loads(data.partition(b"\n")[0])
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError("a request is one line of JSON") from error
-    name = request.get("request") if isinstance(request, dict) else None
-    if not isinstance(name, str):
+    if not isinstance(request, dict) or not isinstance(request.get("request"), str):
         raise InvalidArgumentError('a request is an object with a text "request"')
-    return name
+    return request
 
 
 def _send(connection: socket.socket, kind: str, value: Mapping[str, object]) -> None:
     try:
-        connection.sendall(_line(kind, value))
+        connection.sendall(line_of(kind, value))
     except OSError as error:
         raise _GoneError from error
 
 
-def _error(error: PuzzlefsError) -> dict[str, object]:
+def error_fields(error: PuzzlefsError) -> dict[str, object]:
+    """What the value of ``error`` is in an answer."""
     return {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
 
 
-def _line(kind: str, value: Mapping[str, object]) -> bytes:
+def line_of(kind: str, value: Mapping[str, object]) -> bytes:
+    """A line of an answer."""
     return json.dumps({kind: value}).encode() + b"\n"
