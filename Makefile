@@ -1,11 +1,14 @@
 # `make demo` shows PuzzleFS on a real root file system; `make check` is what CI runs. Both set up what they need.
 # Variables: PYTHON (interpreter for a new .venv), ROOTFS (demo), WORKERS and ARGS (tests);
+# SECONDS and TARGET (fuzz);
 # BENCH_ROOTFS (tree), BENCH_ARGS (such as --quick) and PEER_PUZZLEFS (the original's program) for `make bench`.
 
 SHELL := /bin/bash
 BIN := .venv/bin
 WORKERS ?= 2
 ARGS ?=
+SECONDS ?= 60
+TARGET ?=
 BENCH_ROOTFS ?=
 BENCH_ARGS ?=
 
@@ -13,7 +16,7 @@ BENCH_ARGS ?=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-verity demo check lint format test bench clean distclean
+.PHONY: help setup setup-verity demo check lint format test fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +47,9 @@ format: setup ## rewrite the sources as ruff wants them
 
 test: setup ## all tests (WORKERS=n processes, ARGS='-k name' for a choice)
 	$(BIN)/pytest -rs -n $(WORKERS) --dist loadgroup $(ARGS)
+
+fuzz: setup ## look for inputs that break what reads images (SECONDS=n for each target, TARGET=name for one)
+	@cd tests && PYTHONPATH=. ../$(BIN)/python -m fuzz --seconds $(SECONDS) $(TARGET)
 
 bench: ## speed and space beside other file systems, under 20 minutes, as root (BENCH_ROOTFS=dir, BENCH_ARGS=--quick)
 	@scripts/setup.sh bench

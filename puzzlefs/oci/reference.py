@@ -66,7 +66,7 @@ def parse_reference(text: str) -> ImageReference:
         InvalidArgumentError: if no colon divides ``text`` into a directory and a tag.
     """
     position = len(text)
-    while (position := text.rfind(":", 0, position)) >= 0:
+    while (position := text.rfind(":", max(len(text) - _MAX_TAG_LENGTH - 1, 0), position)) >= 0:
         if is_tag(text[position + 1 :]):
             return make_reference(text[:position], text[position + 1 :])
     raise InvalidArgumentError(

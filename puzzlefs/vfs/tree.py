@@ -61,7 +61,10 @@ class Entry(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What the image holds: ``inodes``, and ``size``, the bytes of all its regular files."""
+    """What the image holds: ``inodes``, and ``size``, the bytes of all its regular files.
+
+    Files that share their chunks can have more bytes together than any number has that a host knows; it ends there.
+    """
 
     inodes: int
     size: int
@@ -320,7 +323,7 @@ class Tree:
             for table, inos in self._by_owner(links.visible):
                 known, others = table.total_size(inos)
                 size += known + sum(self._size(ino) for ino in others)
-            self._totals = Totals(len(links.visible), size)
+            self._totals = Totals(len(links.visible), min(size, MAX_FILE_SIZE))
         return self._totals
 
     def links(self) -> Links:

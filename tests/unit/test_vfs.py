@@ -168,6 +168,13 @@ def test_totals() -> None:
     assert tree(hidden).totals() == (5, 700)
 
 
+def test_totals_end_with_what_a_host_can_tell() -> None:
+    """Files that share a chunk cost nothing, and statfs has 64 bits: a server that overflowed them would end."""
+    huge = chunk(A, (1 << 63) - 1)
+    files = [f.regular(ino, huge) for ino in (2, 3)]
+    assert tree([f.directory(1, {b"a": 2, b"b": 3}), *files]).totals() == (3, (1 << 63) - 1)
+
+
 def test_links_are_counted_once_by_many_threads() -> None:
     small = tree(SMALL)
     found: list[object] = []
