@@ -1,7 +1,7 @@
 """The few things this room needs from the host that Python's ``os`` does not offer, and its I/O errors as ours.
 
 Everything in a layout may have been put there to hurt, so files are opened without waiting (a FIFO), without following
-where that is not wanted, and count only if they are regular; reading has a bound, also where a file grows meanwhile.
+links, and count only if they are regular; reading has a bound, also where a file grows meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HINTS = {
     errno.EIO: "the medium may be failing: see the kernel's log",
 }
 
-_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,33 +53,40 @@ def storage_errors(action: str, path: object) -> Iterator[None]:
         raise StorageError(f"cannot {action} {path}: {error.strerror or error}", hint=hint) from error
 
 
-def open_regular(
-    path: str | os.PathLike[str], what: str, *, dir_fd: int | None = None, follow_symlinks: bool = True
-) -> int:
-    """A read-only descriptor of a regular file, which the caller closes.
+def open_regular(name: str, what: str, *, dir_fd: int) -> int:
+    """A read-only descriptor of a regular file, which the caller closes. A symbolic link is not one.
 
     Args:
-        path: the file.
+        name: its name in a directory.
         what: what to call it in messages.
-        dir_fd: what a relative ``path`` is relative to.
-        follow_symlinks: whether ``path`` may be a symbolic link.
+        dir_fd: the directory.
 
     Raises:
         FormatError: if it is something else.
         OSError: if the host cannot open it.
     """
     try:
-        fd = os.open(path, _READ_FLAGS | (0 if follow_symlinks else os.O_NOFOLLOW), dir_fd=dir_fd)
+        fd = os.open(name, _READ_FLAGS, dir_fd=dir_fd)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise FormatError(f"{what} is a symbolic link, which it must not be") from error
         if error.errno == errno.ENXIO:  # a socket
             raise FormatError(f"{what} is not a regular file") from error
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise FormatError(f"{what} is not a regular file")
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FormatError(f"{what} is not a regular file")
+    except BaseException:
+        close_read(fd)
+        raise
     return fd
+
+
+def close_read(fd: int) -> None:
+    """Close a descriptor that was only read from, or is of a directory: what close(2) may report is about data that
+    was written, and must not stand in the place of an error that matters."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def regular_file_size(name: str, dir_fd: int) -> int | None:

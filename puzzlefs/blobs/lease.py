@@ -168,7 +168,7 @@ def is_live(blobs_fd: int, name: str) -> bool:
         OSError: as the host reports it.
     """
     try:
-        fd = open_regular(name, f"lease {name}", dir_fd=blobs_fd, follow_symlinks=False)
+        fd = open_regular(name, f"lease {name}", dir_fd=blobs_fd)
     except (FileNotFoundError, FormatError):  # what is no file is nobody's lease
         return False
     try:
@@ -189,7 +189,7 @@ def read_lease(blobs_fd: int, name: str) -> list[tuple[Root, Digest]]:
     """
     what = f"lease {name}"
     try:
-        fd = open_regular(name, what, dir_fd=blobs_fd, follow_symlinks=False)
+        fd = open_regular(name, what, dir_fd=blobs_fd)
     except FileNotFoundError:
         return []
     try:

@@ -113,7 +113,7 @@ def read_record(top: int, point: Path) -> Record | None:
         MountError: if the file of its name is something else.
     """
     try:
-        fd = open_regular(RECORD, RECORD, dir_fd=top, follow_symlinks=False)
+        fd = open_regular(RECORD, RECORD, dir_fd=top)
     except FileNotFoundError:
         return None
     except (OSError, FormatError) as error:

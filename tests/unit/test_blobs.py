@@ -282,10 +282,10 @@ def test_data_is_on_disk_before_names_and_names_before_commit_returns(
 
 def test_the_index_is_on_disk_before_it_has_its_name(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename = os.fsync, os.rename
     monkeypatch.setattr("puzzlefs.blobs.layout.sync_file_system", lambda fd: steps.append("sync"))
     monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(Path, "rename", lambda self, to: (steps.append("rename"), rename(self, to)))
+    monkeypatch.setattr(os, "rename", lambda *words, **named: (steps.append("rename"), rename(*words, **named)))
     layout.update_index(lambda index: index)
     assert steps == ["fsync", "rename", "sync"]
 
