@@ -6,6 +6,7 @@ the file system that it may itself live on, so a message that its daemon does no
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -81,6 +82,8 @@ class SyslogHandler(logging.Handler):
         self._path = path
         self._socket: socket.socket | None = None
         self.setFormatter(_OneLine("%(message)s"))
+        with contextlib.suppress(OSError):
+            self._socket = self._connected()  # now, because a server that has confined itself cannot
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record, or drop it: no error of logging may reach who logs."""

@@ -173,10 +173,10 @@ def _program(architecture: int, column: int) -> bytes:
     ]
     if column == _X86_64:
         steps.append(_Step(_AT_LEAST, _X32_BIT, "refuse"))
-    steps += [_Step(_EQUAL, row[column] or 0, "refuse") for row in REFUSED.values() if row[column] is not None]
     openers = ((_OPENAT[column], "openat", 2), (_OPEN[column], "open", 1))
     known = [(number, label, argument) for number, label, argument in openers if number is not None]
-    steps += [_Step(_EQUAL, number, label) for number, label, _ in known]
+    steps += [_Step(_EQUAL, number, label) for number, label, _ in known]  # first: the others are hardly ever called
+    steps += [_Step(_EQUAL, row[column] or 0, "refuse") for row in REFUSED.values() if row[column] is not None]
     labels = {"allow": len(steps), "refuse": len(steps) + 1}
     steps += [_Step(_RETURN, _SECCOMP_RET_ALLOW), _Step(_RETURN, _SECCOMP_RET_ERRNO | errno.EPERM)]
     for _, label, argument in known:
