@@ -138,22 +138,28 @@ class _Collection:
         blobs, _ = list_blobs(first)
         reachable = Reachable(first, blobs)
         self._follow_indexes(reachable)
-        with self._locked():
-            indexes = self._follow_indexes(reachable)
-            leases = self._follow_leases(reachable)
-            dropped = sum(len(old.manifests) - len(new.manifests) for _, old, new in indexes)
-            now = time.time()
-            young = self._young(reachable, blobs, now)
-            garbage = [digest for digest in blobs if digest not in reachable.named and digest not in young]
-            # What was not there before all of this is younger than anything that is removed.
-            sizes = {digest: status.st_size for digest, status in blobs.items()}
-            files, file_bytes = self._remove_left_overs()
-            nameless: list[str] = []
-            if not self.dry_run:
-                for layout, old, new in indexes:
-                    if old != new:
-                        layout.write_index(new)
-                nameless = self._set_aside(sorted(garbage, key=lambda digest: blobs[digest].st_ctime_ns, reverse=True))
+        nameless: list[str] = []
+        try:
+            with self._locked():
+                indexes = self._follow_indexes(reachable)
+                leases = self._follow_leases(reachable)
+                dropped = sum(len(old.manifests) - len(new.manifests) for _, old, new in indexes)
+                now = time.time()
+                young = self._young(reachable, blobs, now)
+                garbage = [digest for digest in blobs if digest not in reachable.named and digest not in young]
+                # What was not there before all of this is younger than anything that is removed.
+                sizes = {digest: status.st_size for digest, status in blobs.items()}
+                files, file_bytes = self._remove_left_overs()
+                if not self.dry_run:
+                    for layout, old, new in indexes:
+                        if old != new:
+                            layout.write_index(new)
+                    newest_first = sorted(garbage, key=lambda digest: blobs[digest].st_ctime_ns, reverse=True)
+                    self._set_aside(newest_first, nameless)
+        except BaseException:
+            with contextlib.suppress(PuzzlefsError):
+                self._remove(nameless)
+            raise
         self._remove(nameless)
         removed_bytes = sum(sizes[digest] for digest in garbage)
         return GarbageReport(
@@ -232,18 +238,16 @@ class _Collection:
 
     # ---- what goes
 
-    def _set_aside(self, garbage: Iterable[Digest]) -> list[str]:
-        """Take the names of blobs away, under which they might be relied on; the names that they have now."""
+    def _set_aside(self, garbage: Iterable[Digest], names: list[str]) -> None:
+        """Take the names of blobs away, under which they might be relied on, and add those that they have then."""
         layout = self.layouts[0]
         session = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-        names: list[str] = []
         with storage_errors("remove blobs from", layout.path):
             for number, digest in enumerate(garbage):
                 name = f"{session}-{number:x}"
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(digest.hex(), name, src_dir_fd=layout.blobs_fd, dst_dir_fd=layout.blobs_fd)
                     names.append(name)
-        return names
 
     def _remove(self, names: Sequence[str]) -> None:
         layout = self.layouts[0]
@@ -280,7 +284,8 @@ def _opened(paths: Sequence[Path]) -> list[Layout]:
     try:
         for path in paths:
             layout = Layout.open(path)
-            status = path.stat()
+            with storage_errors("open the image layout", path):
+                status = path.stat()
             if (status.st_dev, status.st_ino) in layouts:
                 layout.close()
             else:
@@ -295,7 +300,9 @@ def _opened(paths: Sequence[Path]) -> list[Layout]:
 def _check_sharing(layouts: Sequence[Layout], is_sole: bool) -> None:
     first = layouts[0]
     for layout in layouts[1:]:
-        if not os.path.sameopenfile(first.blobs_fd, layout.blobs_fd):
+        with storage_errors("look at", layout.path):
+            is_shared = os.path.sameopenfile(first.blobs_fd, layout.blobs_fd)
+        if not is_shared:
             raise InvalidArgumentError(
                 f"{layout.path} does not share its blobs with {first.path}", hint="collect each of them alone"
             )

@@ -108,7 +108,7 @@ def layout_or_image(given: Sequence[str]) -> Path | ImageReference:
         InvalidArgumentError: if there are too many words, or they name no image.
     """
     match given:
-        case [one] if Path(one).is_dir():
+        case [one] if os.path.isdir(one):  # noqa: PTH112  an error is told by who opens it
             return Path(one)
         case [one]:
             try:

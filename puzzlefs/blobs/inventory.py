@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from puzzlefs.blobs.host import storage_errors
+from puzzlefs.blobs.host import close_read, storage_errors
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
 from puzzlefs.blobs.lease import LEASE_PREFIX, is_live
 from puzzlefs.digest import Digest
@@ -84,7 +84,7 @@ def left_overs(layout: Layout, grace: float) -> Iterator[LeftOver]:
                 if name.startswith(TEMPORARY_PREFIX):
                     yield from _left_over(fd, name, grace)
         finally:
-            os.close(fd)
+            close_read(fd)
 
 
 def _left_over(directory: int, name: str, grace: float) -> Iterator[LeftOver]:

@@ -23,13 +23,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Final
 
-from puzzlefs.blobs.host import open_regular, read_bounded, regular_file_size, write_all
+from puzzlefs.blobs.host import close_read, open_regular, read_bounded, regular_file_size, write_all
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
 
@@ -49,6 +50,13 @@ class Root(Enum):
     BLOB = "blob"
     MANIFEST = "manifest"
     ROOTFS = "rootfs"
+
+
+_KIND: Final = "|".join(kind.value for kind in Root)
+_BEGINNING: Final = "|".join(kind.value[:length] for kind in Root for length in range(1, len(kind.value)))
+_LINE: Final = re.compile(rf"(?:{_BEGINNING}|(?:{_KIND})(?: [0-9a-f]{{0,64}})?)?({_KIND}) ([0-9a-f]{{64}})")
+"""A line. Before it there may be what was written of another one until the disk was full; whoever tried to knows that.
+What is last and not complete is no line."""
 
 
 class Lease:
@@ -127,10 +135,10 @@ class Lease:
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 os.unlink(self.name_on_disk, dir_fd=self._directory)
-            os.close(self._fd)
+            close_read(self._fd)
             self._fd = -1
         if self._directory >= 0:
-            os.close(self._directory)
+            close_read(self._directory)
             self._directory = -1
 
     @contextlib.contextmanager
@@ -158,7 +166,7 @@ def collecting(blobs_fd: int, patience: float) -> Iterator[None]:
         _flock(fd, fcntl.LOCK_EX, patience)
         yield
     finally:
-        os.close(fd)
+        close_read(fd)
 
 
 def is_live(blobs_fd: int, name: str) -> bool:
@@ -176,7 +184,7 @@ def is_live(blobs_fd: int, name: str) -> bool:
     except BlockingIOError:
         return True
     finally:
-        os.close(fd)
+        close_read(fd)
     return False
 
 
@@ -195,15 +203,13 @@ def read_lease(blobs_fd: int, name: str) -> list[tuple[Root, Digest]]:
     try:
         data = read_bounded(fd, what, _MAX_LEASE_SIZE)
     finally:
-        os.close(fd)
+        close_read(fd)
     roots: list[tuple[Root, Digest]] = []
-    # A line that is not complete was not written, whoever tried knows: the disk was full.
     for line in data.decode("ascii", "replace").split("\n")[:-1]:
-        kind, _, digest = line.partition(" ")
-        try:
-            roots.append((Root(kind), Digest.from_hex(digest)))
-        except ValueError as error:
-            raise FormatError(f"{what}: {line[:80]!r} names nothing that this version knows") from error
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise FormatError(f"{what}: {line[:80]!r} names nothing that this version knows")
+        roots.append((Root(found[1]), Digest.from_hex(found[2])))
     return roots
 
 

@@ -62,7 +62,7 @@ def transfer(source: int, digest: Digest, directory: int, name: str, subject: st
                 subject, expected=digest.hex(), actual=actual.hex(), hint="restore it from a good copy"
             )
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=directory)
         raise
     return how

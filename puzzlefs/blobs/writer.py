@@ -32,7 +32,7 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import Final, Self
 
-from puzzlefs.blobs.host import hash_file, storage_errors, sync_file_system, write_all
+from puzzlefs.blobs.host import close_read, hash_file, storage_errors, sync_file_system, write_all
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
 from puzzlefs.blobs.lease import Lease, Root
 from puzzlefs.blobs.transfer import Transferred, transfer
@@ -63,6 +63,7 @@ class BlobWriter:
         self._lock = threading.Lock()
         self._known: set[Digest] = set()
         self._pending: dict[Digest, str] = {}
+        self._written: list[tuple[Digest, int, int]] = []
         self._failed: set[Digest] = set()
         self._linked: set[str] = set()
         self._token = secrets.token_hex(8)
@@ -149,7 +150,7 @@ class BlobWriter:
                 if how is Transferred.LINKED:
                     self._linked.add(temporary)
         finally:
-            os.close(fd)
+            close_read(fd)
         if self._accept(digest, temporary, size):
             with self._lock:
                 self.transferred[how] += size
@@ -171,11 +172,7 @@ class BlobWriter:
 
     def take_written(self) -> list[tuple[Digest, int, int]]:
         """What a delegate has written since the last call: digests, sizes, and the numbers of the temporary files."""
-        written = [
-            (digest, os.stat(name, dir_fd=self._layout.blobs_fd).st_size, int(name.rpartition(_DELEGATED)[2], 16))
-            for digest, name in self._pending.items()
-        ]
-        self._pending.clear()
+        written, self._written = self._written, []
         return written
 
     def take_over(self, digest: Digest, size: int, number: int) -> None:
@@ -304,11 +301,14 @@ class BlobWriter:
 
     def _add(self, digest: Digest, temporary: str, size: int) -> None:
         """Take note of a blob that was written. The lock is held."""
+        if self._step:  # it is the owner's
+            self._written.append((digest, size, int(temporary.rpartition(_DELEGATED)[2], 16)))
+            return
         self._pending[digest] = temporary
         self.new_blobs += 1
         self.stored_bytes += size
         self._unsynced_size += size
-        if self._unsynced_size >= _WRITE_OUT_SIZE and not self._step:
+        if self._unsynced_size >= _WRITE_OUT_SIZE:
             self._begin_write_out()
 
     def _accept(self, digest: Digest, temporary: str, size: int) -> bool:
@@ -364,7 +364,7 @@ class BlobWriter:
             try:
                 return hash_file(fd)
             finally:
-                os.close(fd)
+                close_read(fd)
         except (OSError, PuzzlefsError):
             return None  # unreadable is as good as missing: it gets replaced
 
@@ -373,10 +373,11 @@ class BlobWriter:
         directory = self._layout.blobs_fd
         fd = os.open(name, flags, 0o644, dir_fd=directory)
         try:
-            write_all(fd, data)
+            try:
+                write_all(fd, data)
+            finally:
+                os.close(fd)  # a network file system may report here that it has no room
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=directory)
             raise
-        finally:
-            os.close(fd)

@@ -90,7 +90,8 @@ class ChunkConverter:
         self._writer = writer
         self._version = version
         self._reframes = not has_same_framing(image.version, version)
-        self._is_here = os.path.sameopenfile(image.layout.blobs_fd, layout.blobs_fd)
+        with storage_errors("look at", layout.path):
+            self._is_here = os.path.sameopenfile(image.layout.blobs_fd, layout.blobs_fd)
         self._needed: frozenset[Key] | None = None
         self._lock = threading.Lock()
         self._pool = started_pool(workers)

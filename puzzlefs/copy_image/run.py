@@ -137,7 +137,7 @@ def parse_target(text: str, tag: str) -> ImageReference:
     """
     if not text:
         raise InvalidArgumentError("no directory is named to copy to", hint="write OCI_DIR or OCI_DIR:TAG")
-    if ":" not in text or Path(text).is_dir():
+    if ":" not in text or os.path.isdir(text):  # noqa: PTH112  an error is told by who opens it
         return ImageReference(Path(text), tag)
     return parse_reference(text)
 

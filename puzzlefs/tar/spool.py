@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self, cast
 
+from puzzlefs.blobs.host import storage_errors
+from puzzlefs.blobs.layout import TEMPORARY_PREFIX
 from puzzlefs.builder.scan import identity_of
 from puzzlefs.errors import FormatError, SourceError, StorageError
 from puzzlefs.tar.records import Segment
@@ -95,10 +97,12 @@ class Archive:
         if compression_of(beginning):
             self._stream = Uncompressed(self._stream, beginning)
             count = 0
-        try:
-            self._spool = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  closed by ``close``
-        except OSError as error:
-            raise StorageError(f"there can be no temporary file in {directory}: {error.strerror}") from error
+        with storage_errors("make a temporary file in", directory):
+            self._directory = directory
+            # where it has a name for a moment, and the program is killed then, ``gc`` finds it by that
+            self._spool = tempfile.TemporaryFile(  # noqa: SIM115  closed by ``close``
+                prefix=TEMPORARY_PREFIX, dir=directory, buffering=0
+            )
         self._fd = self._spool.fileno()
         self._received(count)
 
@@ -198,13 +202,18 @@ class Archive:
         Raises:
             SourceError: if it has.
         """
-        if self._identity and identity_of(os.fstat(self._fd)) != self._identity:
+        try:
+            is_same = not self._identity or identity_of(os.fstat(self._fd)) == self._identity
+        except OSError as error:
+            raise self._failure(error) from error
+        if not is_same:
             raise self._changed()
 
     def close(self) -> None:
         """Give the temporary file back. Calling it twice is fine."""
         if self._spool is not None:
-            self._spool.close()
+            with contextlib.suppress(OSError):  # nobody needs it any more
+                self._spool.close()
             self._spool = None
 
     def __enter__(self) -> Self:
@@ -267,7 +276,7 @@ class Archive:
                 data = data[written:]
         except OSError as error:
             raise StorageError(
-                f"cannot keep what is in {self.name}: {error.strerror}",
+                f"cannot keep what is in {self.name} in a temporary file in {self._directory}: {error.strerror}",
                 hint="it takes as much room as the archive, uncompressed, beside the image",
             ) from error
 
