@@ -24,6 +24,8 @@ _VERBS: Final = {
     "build": "build",
     "mount": "mount",
     "umount": "umount",
+    "status": "status",
+    "verify": "verify",
     "commit": "commit",
     "shell": "shell",
     "extract": "extract",

@@ -51,6 +51,8 @@ _USUAL_SIZE: Final = 256 << 10
 """Bytes of the largest chunk that builders make."""
 _BLOCK_SIZE: Final = 1 << 20
 _MAX_BLOCKS: Final = 1 << 14
+_HASH_SIZE: Final = 72
+"""About what a digest takes in memory."""
 _UNBOUNDED: Final = 1 << 62
 _FREE_LOAD: Final = 512 << 20
 _LOAD_FACTOR: Final = 8
@@ -150,13 +152,13 @@ class CacheSize(NamedTuple):
 
     Attributes:
         items: how many things.
-        weight: what they add up to.
-        max_weight: the bound on that.
+        size: their bytes, about.
+        max_size: the bound on that.
     """
 
     items: int
-    weight: int
-    max_weight: int
+    size: int
+    max_size: int
 
 
 class VerifiedBlobs:
@@ -284,11 +286,11 @@ class VerifiedBlobs:
         return size
 
     def cache_sizes(self) -> dict[str, CacheSize]:
-        """What is in memory: ``contents`` of chunks, in bytes, and digests of the ``blocks`` of large ones."""
+        """What is in memory: the ``contents`` of chunks, and digests of the ``blocks`` of large ones."""
         contents, blocks = self._contents, self._blocks
         return {
             "contents": CacheSize(len(contents), contents.weight, contents.max_weight),
-            "blocks": CacheSize(len(blocks), blocks.weight, blocks.max_weight),
+            "blocks": CacheSize(len(blocks), blocks.weight * _HASH_SIZE, blocks.max_weight * _HASH_SIZE),
         }
 
     def cached(self, digest: Digest, compressed: bool) -> bytes | None:

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from puzzlefs.mount.counters import RequestCounters
+from puzzlefs.mount.mountinfo import mounted_at
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.signals import ENDING
 
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("puzzlefs.mount")
 
-Action = Callable[[], Mapping[str, object]]
-"""What answers a request: called in a client's thread, returns the result. A ``PuzzlefsError`` becomes an ``error``."""
+Action = Callable[["socket.socket", Mapping[str, object]], Mapping[str, object] | None]
+"""What answers a request of a client: called in its thread with the connection and the request, returns the result, or
+``None`` if somebody else will answer on a copy of the connection. A ``PuzzlefsError`` becomes an ``error``."""
 
 MAX_REQUEST: Final = 4096
 """Bytes of the longest request."""
@@ -145,9 +147,12 @@ class Control:
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Begin; returns at once. Where there is no room for a thread, the mount goes on without."""
         with _signals_blocked():
-            self._thread.start()
+            try:
+                self._thread.start()
+            except (RuntimeError, MemoryError) as error:
+                log.warning("this mount cannot be asked for its status: %s", error)
 
     def stop(self) -> None:
         """Accept nobody any more. Who is being answered is let go; returns without waiting for that."""
@@ -196,10 +201,16 @@ class Control:
                 refuse(connection)
                 time.sleep(_STRANGER_PAUSE)
             else:
-                thread = threading.Thread(
-                    target=self._talk, args=(answers.talk, connection), name="control-client", daemon=True
-                )
-                thread.start()
+                self._begin(answers.talk, connection)
+
+    def _begin(self, talk: Callable[[socket.socket], None], connection: socket.socket) -> None:
+        thread = threading.Thread(target=self._talk, args=(talk, connection), name="control-client", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            log.warning("a client of the control socket was sent away: %s", error)
+            connection.close()
+            self._clients.release()
 
     def _talk(self, talk: Callable[[socket.socket], None], connection: socket.socket) -> None:
         try:
@@ -209,6 +220,67 @@ class Control:
         finally:
             connection.close()
             self._clients.release()
+
+
+@contextlib.contextmanager
+def controlled(
+    point: Path, engine: str, operations: Operations, requests: RequestCounters, on_ready: Callable[[], None]
+) -> Iterator[Callable[[], None]]:
+    """Answer clients of a mount that nobody supervises, from when it is ready until the end of the block.
+
+    Args:
+        point: where it will be mounted.
+        engine: who will serve it.
+        operations: what is served.
+        requests: what the engine counts.
+        on_ready: what is to be called when it is ready.
+
+    Yields:
+        What the engine is to call when it is ready.
+    """
+    clients = _Unsupervised(point, engine, operations, requests, on_ready)
+    try:
+        yield clients.ready
+    finally:
+        clients.end()
+
+
+class _Unsupervised:
+    """Begins when an engine is ready and ends when it has returned, whichever thread says so first."""
+
+    def __init__(
+        self, point: Path, engine: str, operations: Operations, requests: RequestCounters, on_ready: Callable[[], None]
+    ) -> None:
+        self._point = point
+        self._engine = engine
+        self._operations = operations
+        self._requests = requests
+        self._on_ready = on_ready
+        self._lock = threading.Lock()
+        self._ended = False
+        self._listener: socket.socket | None = None
+        self._control: Control | None = None
+
+    def ready(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            mount = mounted_at(self._point)
+            if mount is not None and not self._ended:
+                self._listener = listen(mount.device)  # who was told that it is ready can ask
+        self._on_ready()
+        with self._lock:
+            if self._listener is not None and not self._ended:
+                facts = ServerFacts(self._point, self._engine, mounted=now, started=now)
+                self._control = Control(self._listener, self._operations, self._requests, facts)
+                self._control.start()
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            if self._control is not None:
+                self._control.stop()
+            if self._listener is not None:
+                self._listener.close()
 
 
 @contextlib.contextmanager

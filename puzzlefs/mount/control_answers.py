@@ -140,7 +140,7 @@ class Answers:
             "server_uptime": round(now - facts.started, 3),
             "requests": self._requests.by_kind(),
             "caches": {
-                name: {"items": size.items, "weight": size.weight, "max_weight": size.max_weight}
+                name: {"items": size.items, "bytes": size.size, "max_bytes": size.max_size}
                 for name, size in image.blobs.cache_sizes().items()
             },
             "confinement": None if facts.confinement is None else dict(facts.confinement),

@@ -17,7 +17,7 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Final, NoReturn, ParamSpec, TypeVar
 
@@ -28,6 +28,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FlagT, FUSEError, In
 from puzzlefs.errors import MountError, UnsupportedError
 from puzzlefs.mount.engine import FOREVER, Mounting, probe
 from puzzlefs.mount.errors import RequestError
+from puzzlefs.mount.kernel_protocol import Opcode
 from puzzlefs.mount.mountinfo import is_hidden, mounted_at
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.pyfuse3_init import initialise
@@ -41,6 +42,11 @@ _THREADS: Final = 4
 _TASKS: Final = _THREADS + 2
 _MAX_CACHED_ENTRIES: Final = 8_192
 _BLOCK_SIZE: Final = 4_096
+
+_PASSING: Final = (errno.EAGAIN, errno.ENOMEM)
+"""What may go wrong with reading a request without being the end."""
+_PAUSE: Final = 0.005
+"""Seconds before it is tried again."""
 
 _NOBODY_WAITS: Final = f"failed with {os.strerror(errno.ENOENT)}"
 
@@ -77,7 +83,7 @@ class _Session:
         point = self._mounting.mountpoint
         words = self._mounting.options.libfuse_words(self._mounting.fsname, as_root=os.geteuid() == 0)
         with held_back():
-            initialise(_Handlers(self._mounting.operations), os.fspath(point), words)
+            initialise(_Handlers(self._mounting), os.fspath(point), words)
             mount = mounted_at(point)
             try:
                 trio.run(self._main)
@@ -127,16 +133,20 @@ async def _answer_requests() -> None:
 
     The queue's descriptor does not block: between the moment when a request is announced and the one when it is read,
     the process that made it may be killed, and the request is withdrawn. A read that waited for the next one would
-    stop this whole process. pyfuse3 does not expect "nothing there" and leaves its loop, which is then simply entered
-    again.
+    stop this whole process. pyfuse3 does not expect "nothing there", nor that there is no memory to read a request
+    into, and leaves its loop, which is then simply entered again.
     """
     ended = False
     while not ended:
         try:
             await pyfuse3.main(min_tasks=1, max_tasks=_TASKS)
             ended = True
-        except* BlockingIOError:
-            log.debug("a request was withdrawn before it was read")
+        except* OSError as group:
+            _, others = group.split(lambda error: isinstance(error, OSError) and error.errno in _PASSING)
+            if others is not None:
+                raise others from None
+            log.debug("no request was read: %s", _first(group))
+            await trio.sleep(_PAUSE)
 
 
 class _Handlers(pyfuse3.Operations):
@@ -146,9 +156,10 @@ class _Handlers(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True  # without it the kernel lets group members in and keeps granted users out
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, mounting: Mounting) -> None:
         super().__init__()
-        self._operations = operations
+        self._operations: Operations = mounting.operations
+        self._counts = mounting.requests.counts
         self._cached: dict[int, EntryAttributes] = {}
         self._listings: dict[int, tuple[int, Sequence[Entry]]] = {}
         self._last_handle = 0
@@ -160,26 +171,32 @@ class _Handlers(pyfuse3.Operations):
     # ---- names and attributes
 
     async def lookup(self, parent_inode: InodeT, name: pyfuse3.FileNameT, ctx: RequestContext) -> EntryAttributes:
+        self._counts[Opcode.LOOKUP] += 1
         attributes = _answer(self._operations.lookup, parent_inode, name)
         return self._absent if attributes is None else self._entry(attributes)
 
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        self._counts[Opcode.GETATTR] += 1
         return self._cached.get(inode) or self._entry(_answer(self._operations.getattr, inode))
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> pyfuse3.FileNameT:
+        self._counts[Opcode.READLINK] += 1
         return pyfuse3.FileNameT(_answer(self._operations.readlink, inode))
 
     # ---- directories
 
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        self._counts[Opcode.OPENDIR] += 1
         self._last_handle += 1
         self._listings[self._last_handle] = (inode, _answer(self._operations.entries, inode))
         return FileHandleT(self._last_handle)
 
     async def releasedir(self, fh: FileHandleT) -> None:
+        self._counts[Opcode.RELEASEDIR] += 1
         self._listings.pop(fh, None)
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        self._counts[Opcode.READDIRPLUS] += 1
         # an offset is the position in a listing that cannot change: 0 is ".", 1 is "..", then the entries
         directory, entries = self._listings[fh]
         reply = pyfuse3.readdir_reply
@@ -204,10 +221,12 @@ class _Handlers(pyfuse3.Operations):
     # ---- content
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        self._counts[Opcode.OPEN] += 1
         _answer(self._operations.open, inode, flags)
         return FileInfo(fh=FileHandleT(inode), keep_cache=True)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        self._counts[Opcode.READ] += 1
         plan = _answer(self._operations.plan, fh, off, size)
         if self._operations.is_ready(plan):
             return _answer(self._operations.fetch, fh, plan)
@@ -216,9 +235,11 @@ class _Handlers(pyfuse3.Operations):
     # ---- extended attributes
 
     async def getxattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, ctx: RequestContext) -> bytes:
+        self._counts[Opcode.GETXATTR] += 1
         return _answer(self._operations.getxattr, inode, name)
 
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[pyfuse3.XAttrNameT]:
+        self._counts[Opcode.LISTXATTR] += 1
         try:
             names = self._operations.listxattr(inode, privileged=ctx.uid == 0)
         except RequestError as error:
@@ -228,6 +249,7 @@ class _Handlers(pyfuse3.Operations):
     # ---- the file system
 
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        self._counts[Opcode.STATFS] += 1
         totals = await self._in_thread(self._operations.totals)
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = _BLOCK_SIZE
@@ -242,8 +264,11 @@ class _Handlers(pyfuse3.Operations):
         # shielded: a request must be answered even if pyfuse3's loop is left meanwhile, or its process hangs
         call = partial(_answer, operation, *arguments, **named)
         with trio.CancelScope(shield=True):
-            result = await trio.to_thread.run_sync(call, limiter=self._threads)
-        return result  # noqa: RET504  (a scope may swallow exceptions, as far as mypy knows)
+            try:
+                result = await trio.to_thread.run_sync(call, limiter=self._threads)
+            except (RuntimeError, MemoryError):  # there is no room for a thread now: everybody waits for this one
+                result = call()
+        return result
 
     def _entry(self, attributes: Attributes) -> EntryAttributes:
         cached = self._cached.get(attributes.ino)
@@ -255,16 +280,20 @@ class _Handlers(pyfuse3.Operations):
         return cached
 
 
-async def _refuse(self: _Handlers, *arguments: object) -> NoReturn:
-    raise FUSEError(errno.EROFS)
+def _refusal(opcode: Opcode) -> Callable[..., Coroutine[None, None, NoReturn]]:
+    async def refuse(self: _Handlers, *arguments: object) -> NoReturn:
+        self._counts[opcode] += 1
+        raise FUSEError(errno.EROFS)
+
+    return refuse
 
 
-for _request in (
-    *("create", "mknod", "mkdir", "symlink", "link", "rename", "unlink", "rmdir"),
-    *("write", "setattr", "setxattr", "removexattr"),
+for _opcode in (
+    *(Opcode.CREATE, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.RENAME, Opcode.UNLINK),
+    *(Opcode.RMDIR, Opcode.WRITE, Opcode.SETATTR, Opcode.SETXATTR, Opcode.REMOVEXATTR),
 ):
     # nothing changes an image; the kernel stops most of these before they come here, and pyfuse3 would answer ENOSYS
-    setattr(_Handlers, _request, _refuse)
+    setattr(_Handlers, _opcode.name.lower(), _refusal(_opcode))
 
 
 def _answer(operation: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
