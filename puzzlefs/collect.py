@@ -37,6 +37,7 @@ from puzzlefs.blobs.host import storage_errors
 from puzzlefs.blobs.inventory import left_overs, list_blobs
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX
 from puzzlefs.blobs.lease import LEASE_PREFIX, collecting, is_live, read_lease
+from puzzlefs.builder.workers import started_pool
 from puzzlefs.digest import Digest
 from puzzlefs.errors import InvalidArgumentError, PuzzlefsError
 from puzzlefs.oci import Index, media_types
@@ -47,7 +48,10 @@ DEFAULT_GRACE: Final = 3600.0
 
 _PATIENCE: Final = 60.0
 """Seconds to wait for the directory's lock, which honest programs hold for microseconds."""
-_REPORT_EVERY: Final = 1000
+_REMOVERS: Final = 32
+"""Threads that remove files; they wait for the disk, not for the processor."""
+_BATCH: Final = 250
+"""Files that a thread removes before it looks what there is to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,13 +255,23 @@ class _Collection:
 
     def _remove(self, names: Sequence[str]) -> None:
         layout = self.layouts[0]
-        with storage_errors("remove blobs from", layout.path):
-            for number, name in enumerate(names):
-                if number % _REPORT_EVERY == 0:
-                    self.progress(number, len(names))
-                with contextlib.suppress(FileNotFoundError):  # another collection may be quicker
-                    os.unlink(name, dir_fd=layout.blobs_fd)
-        self.progress(len(names), len(names))
+        batches = [names[at : at + _BATCH] for at in range(0, len(names), _BATCH)]
+        done = 0
+        with storage_errors("remove blobs from", layout.path), _mapper(len(batches)) as map_batches:
+            for removed in map_batches(self._remove_batch, batches):
+                done += removed
+                self.progress(done, len(names))
+        if not names:
+            self.progress(0, 0)
+
+    def _remove_batch(self, names: Sequence[str]) -> int:
+        directory = self.layouts[0].blobs_fd
+        for name in names:
+            try:
+                os.unlink(name, dir_fd=directory)
+            except FileNotFoundError:  # another collection was quicker
+                continue
+        return len(names)
 
     def _remove_left_overs(self) -> tuple[int, int]:
         count = size = 0
@@ -315,6 +329,22 @@ def _check_sharing(layouts: Sequence[Layout], is_sole: bool) -> None:
             "would look like garbage",
             hint="name all of them behind it, or say --sole if there is no other",
         )
+
+
+@contextlib.contextmanager
+def _mapper(work: int) -> Iterator[Callable[[Callable[[Sequence[str]], int], list[Sequence[str]]], Iterator[int]]]:
+    """What does so much work like ``map``: in threads, unless the host does not give us any."""
+    try:
+        pool = started_pool(min(work, _REMOVERS)) if work > 1 else None
+    except RuntimeError:
+        pool = None
+    if pool is None:
+        yield map
+        return
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager

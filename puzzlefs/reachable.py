@@ -23,7 +23,7 @@ from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
 from puzzlefs.blobs.layout import MAX_INDEX_SIZE
 from puzzlefs.blobs.lease import Root
 from puzzlefs.compression import decompress_chunk
-from puzzlefs.digest import Digest
+from puzzlefs.digest import SHA256_SIZE, Digest
 from puzzlefs.errors import FormatError, PuzzlefsError, StorageError
 from puzzlefs.image import MAX_MANIFEST_SIZE, MAX_METADATA_RATIO, MAX_METADATA_SIZE
 from puzzlefs.model import BlobRef
@@ -51,7 +51,8 @@ class Reachable:
         self._blobs = VerifiedBlobs(layout, BlobVerifier("user"))
         self._layout = layout
         self._by_word: dict[int, list[Digest]] = {}
-        for digest in candidates:
+        self._candidates = frozenset(candidates)
+        for digest in self._candidates:
             self._by_word.setdefault(int.from_bytes(digest[:_WORD], sys.byteorder), []).append(digest)
         self._words = set(self._by_word)
         self._visited: set[Digest | BlobRef] = set()
@@ -106,7 +107,9 @@ class Reachable:
         data = self._blobs.read(digest, limit=limit)
         is_plain = b"\\" not in data  # else a string can be written in more than one way
         document = parse_object(data, f"document {digest.oci}", object_hook=_without_chunk if is_plain else None)
-        self.named.update(Digest(bytes.fromhex(found[1].decode())) for found in _DIGEST.finditer(data))
+        # There can be hundreds of thousands, so all of them are converted at once.
+        digests = bytes.fromhex(b"".join(_DIGEST.findall(data)).decode())
+        self.named.update([Digest(digests[at : at + SHA256_SIZE]) for at in range(0, len(digests), SHA256_SIZE)])
         if not is_plain:
             self.named.update(_digests_in(document))
         for key, value in document.items():
@@ -148,6 +151,8 @@ class Reachable:
         return stored[ref.offset :] if ref.offset else stored
 
     def _scan(self, data: bytes) -> None:
+        if self._candidates <= self.named:
+            return  # a manifest of version 3 names all of its chunks: there is no more to find
         whole = memoryview(data)[: len(data) - len(data) % _WORD].cast("Q")
         for word in self._words.intersection(whole):
             self.named.update(self._by_word[word])

@@ -31,13 +31,16 @@ def list_blobs(layout: Layout) -> tuple[dict[Digest, os.stat_result], list[str]]
     blobs: dict[Digest, os.stat_result] = {}
     rest: list[str] = []
     with storage_errors("list the blobs of", layout.path):
-        for name in os.listdir(layout.blobs_fd):
+        directory = layout.blobs_fd
+        for name in os.listdir(directory):
             if len(name) == _HEX_LENGTH and _HEX_DIGITS.issuperset(name):
-                with contextlib.suppress(FileNotFoundError):
-                    status = os.stat(name, dir_fd=layout.blobs_fd, follow_symlinks=False)
-                    if stat.S_ISREG(status.st_mode):
-                        blobs[Digest(bytes.fromhex(name))] = status
-                        continue
+                try:
+                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    blobs[Digest(bytes.fromhex(name))] = status
+                    continue
             rest.append(name)
     return blobs, rest
 

@@ -99,6 +99,9 @@ def started_pool(workers: int) -> ThreadPoolExecutor:
 
     A pool starts threads when it is handed work, and one that is starting when Ctrl-C or SIGTERM becomes an exception
     is a thread that nobody waits for: it would go on writing while the build cleans up. So all start here, unharmed.
+
+    Raises:
+        RuntimeError: if the host does not give us so many.
     """
     pool = ThreadPoolExecutor(workers, "puzzlefs-chunks")
     running = threading.Barrier(workers + 1)
@@ -107,6 +110,10 @@ def started_pool(workers: int) -> ThreadPoolExecutor:
         for _ in range(workers):
             pool.submit(running.wait)
         running.wait()
+    except BaseException:
+        running.abort()  # else those that run would wait for ever for those that could not be started
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return pool

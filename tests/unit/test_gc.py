@@ -36,7 +36,7 @@ from puzzlefs.errors import (
     PuzzlefsError,
 )
 from puzzlefs.image import open_image
-from puzzlefs.oci import Descriptor, media_types
+from puzzlefs.oci import Descriptor, Dialect, media_types
 from puzzlefs.tags import untag
 from puzzlefs_cli.main import main
 
@@ -677,3 +677,40 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
     report = collect_garbage(forge.path, grace=0)
     assert (report.leases, report.removed_blobs) == (0, 1)
     assert blob_names(forge.path) == set()
+
+
+def test_removing_needs_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may have room for one or two more processes only."""
+    layout = tmp_path / "oci"
+    with Layout.open_or_create(layout, Dialect.OCI) as opened, BlobWriter(opened) as writer:
+        for number in range(600):
+            writer.put(b"%d" % number)
+        writer.commit()
+    start, started = threading.Thread.start, []
+
+    def start_one(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    steps: list[tuple[int, int]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_one)
+        report = collect_garbage(layout, grace=0, progress=lambda done, total: steps.append((done, total)))
+    assert report.removed_blobs == 600
+    assert blob_names(layout) == set()
+    assert [thread.is_alive() for thread in started] == [False]
+    assert steps == [(250, 600), (500, 600), (600, 600)]
+
+
+def test_threads_remove_what_many_blobs_were(tmp_path: Path) -> None:
+    layout = tmp_path / "oci"
+    with Layout.open_or_create(layout, Dialect.OCI) as opened, BlobWriter(opened) as writer:
+        for number in range(600):
+            writer.put(b"%d" % number)
+        writer.commit()
+    steps: list[tuple[int, int]] = []
+    report = collect_garbage(layout, grace=0, progress=lambda done, total: steps.append((done, total)))
+    assert (report.removed_blobs, blob_names(layout)) == (600, set())
+    assert steps == [(250, 600), (500, 600), (600, 600)]
