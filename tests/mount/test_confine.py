@@ -30,6 +30,7 @@ from puzzlefs.mount import capabilities, confine, landlock, namespace, syscall_f
 from puzzlefs.mount.errors import RequestError
 from puzzlefs.mount.operations import Operations
 from puzzlefs.verity.kernel import FS_IOC_MEASURE_VERITY
+from puzzlefs_cli.mount_log import SyslogHandler
 
 pytestmark = pytest.mark.mount
 
@@ -358,6 +359,37 @@ def test_whoever_connects_is_answered(surroundings: Surroundings) -> None:
         assert limited(serve) == b"question"
         asker.join()
         assert answers == [b"answer"]
+
+
+def test_the_system_log_is_written_to(surroundings: Surroundings) -> None:
+    """Over the connection that was made when the log was set up; where it is gone, lines are dropped without harm."""
+    path = surroundings.open / "log"
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as system_log:
+        system_log.bind(str(path))
+        system_log.settimeout(60)
+        heard, told = os.pipe()
+
+        def run() -> None:
+            handler = SyslogHandler(path)
+            _everything(os.open(surroundings.layout / "blobs" / "sha256", os.O_RDONLY | os.O_DIRECTORY))
+            handler.emit(logging.LogRecord("puzzlefs", logging.ERROR, "", 0, "something is wrong", None, None))
+            os.read(heard, 1)
+            handler.emit(logging.LogRecord("puzzlefs", logging.ERROR, "", 0, "nobody hears", None, None))
+
+        def hear() -> None:
+            lines.append(system_log.recv(1000))
+            system_log.close()
+            os.write(told, b"x")
+
+        lines: list[bytes] = []
+        hearer = threading.Thread(target=hear)
+        hearer.start()
+        limited(run)
+        hearer.join()
+        for end in (heard, told):
+            os.close(end)
+    assert len(lines) == 1
+    assert lines[0].endswith(b": something is wrong")
 
 
 # ---- nothing is loaded late
