@@ -60,9 +60,10 @@ if TYPE_CHECKING:
     from puzzlefs.history import HistoryReport, history
     from puzzlefs.image import Image, open_image
     from puzzlefs.image_path import ImagePath
-    from puzzlefs.mount import mount, unmount
+    from puzzlefs.mount import mount
     from puzzlefs.mount.committing import commit
     from puzzlefs.mount.shell import ShellOutcome, run_in_image
+    from puzzlefs.mount.unmount import unmount
     from puzzlefs.mount.writable import mount_writable
     from puzzlefs.oci import ImageReference, parse_reference
     from puzzlefs.tags import TagChange, TagInfo, TagsReport, tag, tags, untag

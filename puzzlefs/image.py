@@ -253,6 +253,26 @@ def open_image(
         raise
 
 
+def open_manifest(
+    layout: Layout,
+    reference: ImageReference,
+    manifest: Digest,
+    *,
+    digest: VerityDigest | None = None,
+    verity: VerityMode = "user",
+) -> Image:
+    """Open the image of a manifest in a layout that is open already, wherever the layout and its tags are by now.
+
+    Args:
+        layout: the layout, which closes with the image; if this raises, it stays open.
+        reference: what to call the image.
+        manifest: sha256 of its manifest.
+        digest: as ``open_image``, as are the exceptions.
+        verity: likewise; *user* without a digest.
+    """
+    return _open(reference, layout, manifest, digest, verity if digest is not None else "user")
+
+
 def _open(
     reference: ImageReference, layout: Layout, digest: Digest, anchor: VerityDigest | None, mode: VerityMode
 ) -> Image:

@@ -87,6 +87,12 @@ def _detach(pipe: int) -> None:
 def _work(work: Callable[[Callable[[], None]], None], on_failure: Callable[[], object] | None, pipe: int) -> int:
     waiting = True
 
+    def let_go() -> None:
+        if waiting:
+            os.close(pipe)  # only the daemon itself reports, and its end is the end
+
+    os.register_at_fork(after_in_child=let_go)
+
     def ready() -> None:
         nonlocal waiting
         waiting = False

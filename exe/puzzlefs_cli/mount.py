@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs.oci import ImageReference
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
 from puzzlefs_cli.daemon import in_background
+from puzzlefs_cli.heap import keep_memory_together
 from puzzlefs_cli.mount_log import LEVELS, level_from, log_in_background, log_to_stderr
 from puzzlefs_cli.options import add_serving_options
 
 if TYPE_CHECKING:
     from puzzlefs.mount import ReadinessFifo
-
-_M_ARENA_MAX: Final = -8  # <malloc.h>
+    from puzzlefs.mount.successor import Successor
 
 _DESCRIPTION = """\
 Mount an image, read-only unless -w or -p is given. The command returns when the mount point answers; a server stays
@@ -82,6 +84,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-p changes",
     )
     parser.add_argument(
+        "--supervise",
+        action=argparse.BooleanOptionalAction,
+        help="let the mount outlive its server: one that dies is replaced (default: in the background, unless with "
+        "--engine pyfuse3)",
+    )
+    parser.add_argument(
         "-i", "--init", metavar="FIFO", help="write s into this FIFO when the mount is ready, f if it fails: -i ready"
     )
     parser.add_argument(
@@ -111,8 +119,21 @@ class _Request:
     engine: Literal["auto", "kernel", "pyfuse3"]
     is_writable: bool
     upper: Path | None
+    is_supervised: bool
+    is_foreground: bool
+    paths: tuple[str, ...]
     log_level: int
     log_file: Path | None
+
+    def successor(self) -> Successor | None:
+        """The program that a supervised mount is served by after SIGHUP; ``None``: it is not supervised."""
+        if not self.is_supervised:
+            return None
+        from puzzlefs.mount.successor import Successor, command_of  # noqa: PLC0415
+        from puzzlefs_cli.takeover import MODULE, settings_of  # noqa: PLC0415
+
+        settings = settings_of(self.log_level, self.log_file, foreground=self.is_foreground)
+        return Successor(command_of(MODULE, self.paths), settings)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,6 +162,9 @@ def _run(args: argparse.Namespace) -> int:
         engine=args.engine,
         is_writable=is_writable,
         upper=None if args.persist is None else Path(args.persist).absolute(),
+        is_supervised=_is_supervised(args),
+        is_foreground=args.foreground,
+        paths=tuple(os.path.abspath(path) for path in sys.path),  # noqa: PTH100  no object for each
         log_level=level_from(args.log_level),
         log_file=Path(args.log_file).absolute() if args.log_file else None,
     )
@@ -153,6 +177,14 @@ def _run(args: argparse.Namespace) -> int:
             debug=args.debug,
         )
     return 0
+
+
+def _is_supervised(args: argparse.Namespace) -> bool:
+    if args.supervise is not None:
+        return bool(args.supervise)
+    from puzzlefs.mount import can_supervise  # noqa: PLC0415
+
+    return not args.foreground and can_supervise(args.engine)
 
 
 def _check_writable(args: argparse.Namespace) -> None:
@@ -205,28 +237,34 @@ def _announce(fifo: ReadinessFifo | None) -> None:
     gc.enable()
 
 
-def _keep_memory_together() -> None:
-    """Let all threads allocate from one heap, where the C library can: they run one at a time anyway, and each heap
-    keeps what it once needed."""
-    import ctypes  # noqa: PLC0415  other verbs should not pay for it
-
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
-        libc.mallopt(_M_ARENA_MAX, 1)
-
-
 def _serve(request: _Request, ready: Callable[[], None]) -> None:
     from puzzlefs.image import open_image  # noqa: PLC0415
     from puzzlefs.mount import mount, parse_options  # noqa: PLC0415
 
-    _keep_memory_together()
+    keep_memory_together()
     options = parse_options(request.options)
+    successor = request.successor()
     with open_image(request.image, digest=request.digest, verity=request.verity) as image:
         if request.is_writable:
             from puzzlefs.mount.writable import mount_writable  # noqa: PLC0415
 
             mount_writable(
-                image, request.mountpoint, options, upper=request.upper, on_ready=ready, engine=request.engine
+                image,
+                request.mountpoint,
+                options,
+                upper=request.upper,
+                on_ready=ready,
+                engine=request.engine,
+                supervise=successor is not None,
+                successor=successor,
             )
         else:
-            mount(image, request.mountpoint, options, on_ready=ready, engine=request.engine)
+            mount(
+                image,
+                request.mountpoint,
+                options,
+                on_ready=ready,
+                engine=request.engine,
+                supervise=successor is not None,
+                successor=successor,
+            )

@@ -8,7 +8,7 @@ by those who want one: they need more.
 from puzzlefs.callable_module import make_callable
 from puzzlefs.mount.options import MountOptions, parse_options
 from puzzlefs.mount.readiness import ReadinessFifo
-from puzzlefs.mount.serve import ENGINES, EngineName, mount
+from puzzlefs.mount.serve import ENGINES, EngineName, can_supervise, mount
 from puzzlefs.mount.unmount import unmount
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "EngineName",
     "MountOptions",
     "ReadinessFifo",
+    "can_supervise",
     "mount",
     "parse_options",
     "unmount",

@@ -11,7 +11,9 @@ from __future__ import annotations
 import mmap
 from typing import Final
 
-_SIZE: Final = mmap.PAGESIZE
+COUNTERS_SIZE: Final = 4096
+"""Bytes of memory."""
+
 _UNKNOWN: Final = "opcode {}"
 
 
@@ -24,9 +26,9 @@ class RequestCounters:
 
     __slots__ = ("counts",)
 
-    def __init__(self) -> None:
-        """All counts are zero."""
-        memory = mmap.mmap(-1, _SIZE, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    def __init__(self, fd: int = -1) -> None:
+        """The counts in a file of ``COUNTERS_SIZE`` bytes; without one all of them are zero."""
+        memory = mmap.mmap(fd, COUNTERS_SIZE, mmap.MAP_SHARED)
         self.counts: memoryview[int] = memoryview(memory).cast("Q")
 
     def by_kind(self) -> dict[str, int]:

@@ -60,7 +60,7 @@ _DIRECTORY: Final = 0o040000
 _BLOCK_SIZE: Final = 4096
 _MAX_NAME: Final = 255
 
-Answer = Callable[[int, bytearray, int], bytes]
+Answer = Callable[[int, memoryview, int], bytes]
 """``answer(nodeid, request, size)`` gives what follows the header of the reply; ``request`` is a buffer that will be
 used again."""
 
@@ -76,7 +76,7 @@ class Answers:
 
     def _table(self) -> dict[int, Answer]:
         def refusal(number: int) -> Answer:
-            def refuse(nodeid: int, request: bytearray, size: int) -> bytes:
+            def refuse(nodeid: int, request: memoryview, size: int) -> bytes:
                 raise RequestError(number)
 
             return refuse
@@ -108,7 +108,7 @@ class Answers:
 
     # ---- names and attributes
 
-    def lookup(self, nodeid: int, request: bytearray, size: int) -> bytes:
+    def lookup(self, nodeid: int, request: memoryview, size: int) -> bytes:
         attributes = self._operations.lookup(nodeid, bytes(request[BODY : size - 1]))
         if attributes is None:
             return _ABSENT
@@ -116,15 +116,15 @@ class Answers:
             self._listings.looked_up(nodeid)
         return entry_reply(attributes.ino, encode_attributes(attributes), _VALID)
 
-    def getattr(self, nodeid: int, request: bytearray, size: int) -> bytes:
+    def getattr(self, nodeid: int, request: memoryview, size: int) -> bytes:
         return attr_reply(encode_attributes(self._operations.getattr(nodeid)), _VALID)
 
-    def readlink(self, nodeid: int, request: bytearray, size: int) -> bytes:
+    def readlink(self, nodeid: int, request: memoryview, size: int) -> bytes:
         return self._operations.readlink(nodeid)
 
     # ---- content
 
-    def open(self, nodeid: int, request: bytearray, size: int) -> bytes:
+    def open(self, nodeid: int, request: memoryview, size: int) -> bytes:
         flags, _ = OPEN_IN.unpack_from(request, BODY)
         self._operations.open(nodeid, flags)
         raise RequestError(errno.ENOSYS)
@@ -134,14 +134,14 @@ class Answers:
     # ENOSYS, where an image has no xattrs, would spare these requests, but programs see "Operation not supported" then:
     # a comparison with the source, or a copy, would stop at the first file.
 
-    def getxattr(self, nodeid: int, request: bytearray, size: int) -> bytes:
+    def getxattr(self, nodeid: int, request: memoryview, size: int) -> bytes:
         if not self._tree.may_have_xattrs():
             raise RequestError(errno.ENODATA)
         room, _ = GETXATTR_IN.unpack_from(request, BODY)
         name = bytes(request[BODY + GETXATTR_IN.size : size - 1])
         return _sized(self._operations.getxattr(nodeid, name), room)
 
-    def listxattr(self, nodeid: int, request: bytearray, size: int) -> bytes:
+    def listxattr(self, nodeid: int, request: memoryview, size: int) -> bytes:
         room, _ = GETXATTR_IN.unpack_from(request, BODY)
         if not self._tree.may_have_xattrs():
             return _sized(b"", room)
@@ -151,13 +151,13 @@ class Answers:
 
     # ---- the file system
 
-    def statfs(self, nodeid: int, request: bytearray, size: int) -> bytes:
+    def statfs(self, nodeid: int, request: memoryview, size: int) -> bytes:
         totals = self._operations.totals()
         return statfs_reply(
             blocks=-(-totals.size // _BLOCK_SIZE), files=totals.inodes, block_size=_BLOCK_SIZE, max_name=_MAX_NAME
         )
 
-    def nothing(self, nodeid: int, request: bytearray, size: int) -> bytes:
+    def nothing(self, nodeid: int, request: memoryview, size: int) -> bytes:
         return b""
 
 

@@ -9,6 +9,9 @@ stop everybody, and the usual case pays a counter for that.
 Waiting for a request begins with a busy-wait of ``_SPIN`` seconds, on machines with more than one processor: a program
 that walks a tree sends its next request within microseconds, and to be woken costs more than that.
 
+Requests lie in memory that outlives this process until they are answered (``flight``). So a session can also be taken
+over (``is_adopted``) from a server that is gone, see ``guardian``.
+
 A program that is killed while it waits cannot take its request back once it was read here; nothing here is long
 enough for that to matter, so INTERRUPT is answered with ENOSYS, and the kernel asks no more.
 """
@@ -24,13 +27,15 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import Final
 
 from puzzlefs.errors import MountError
 from puzzlefs.mount.engine import Mounting, probe
 from puzzlefs.mount.errors import RequestError
+from puzzlefs.mount.flight import MAX_WORKERS, SLOT_SIZE, Flight, clear
 from puzzlefs.mount.kernel_answers import WANTED_FLAGS, Answers
 from puzzlefs.mount.kernel_content import ContentServer
 from puzzlefs.mount.kernel_mount import KernelMount, mount_kernel
@@ -49,7 +54,7 @@ from puzzlefs.mount.kernel_protocol import (
     store_header,
 )
 from puzzlefs.mount.read_ahead import ReadAhead
-from puzzlefs.mount.signals import ENDING, held_back, in_main_thread, let_through
+from puzzlefs.mount.signals import ENDING, STEP_ASIDE, held_back, in_main_thread, let_through
 
 log = logging.getLogger("puzzlefs.mount")
 
@@ -57,22 +62,38 @@ _SPIN: Final = 100e-6
 _TICK: Final = 0.02
 _QUIET_TICKS: Final = 50
 _IDLE: Final = 0.1
-_MAX_THREADS: Final = 8
 _PATIENCE: Final = 1.0
 """Seconds that the end waits for threads that are stuck."""
 _ALONE: Final = 0.01
 """Seconds without a read by another thread after which a reader counts as the only one."""
 
-_READ_AHEAD: Final = 512 << 10
+READ_AHEAD: Final = 512 << 10
+"""Bytes that the kernel is to read ahead."""
 _MAX_PAGES: Final = 256
 _MAX_BACKGROUND: Final = 64
-_BUFFER_SIZE: Final = 1 << 16
 _MAX_IOV: Final = 512
 
 _READ: Final = int(Opcode.READ)
+_OPCODES: Final = 0xFF
 _NO_REPLY: Final = frozenset({int(Opcode.FORGET), int(Opcode.BATCH_FORGET), int(Opcode.NOTIFY_REPLY)})
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
 _NOBODY_WAITS: Final = (errno.ENOENT, *_GONE)
+
+
+class _Everything(Collection[int]):
+    """What is wanted if nobody knows."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+_EVERYTHING: Final = _Everything()
 
 
 class KernelEngine:
@@ -82,7 +103,12 @@ class KernelEngine:
         """See ``Engine.serve``."""
         with held_back():
             mount = mount_kernel(mounting.mountpoint, mounting.options, mounting.fsname)
-            session = _Session(mounting, mount)
+
+            def ready() -> None:
+                mount.read_ahead(READ_AHEAD)
+                mounting.on_ready()
+
+            session = Session(replace(mounting, on_ready=ready), mount, Flight())
             try:
                 session.run()
             finally:
@@ -95,14 +121,16 @@ class _Worker:
     """A thread that can serve.
 
     Attributes:
+        slot: where it reads requests into.
         serial: counts the requests that it has begun.
         is_busy: whether it is in one.
         turn: held; released to let the thread run.
     """
 
-    __slots__ = ("is_busy", "serial", "thread", "turn")
+    __slots__ = ("is_busy", "serial", "slot", "thread", "turn")
 
-    def __init__(self) -> None:
+    def __init__(self, slot: memoryview) -> None:
+        self.slot = slot
         self.serial = 0
         self.is_busy = False
         self.turn = threading.Lock()
@@ -110,29 +138,53 @@ class _Worker:
         self.thread: threading.Thread | None = None
 
 
-class _Session:
-    """One mount from INIT to the end.
+class Session:
+    """One mount, from INIT or from where another server left it, to the end.
 
     Attributes:
         failure: what broke it, if anything did.
+        signal: the signal that ended it, if one did.
     """
 
-    def __init__(self, mounting: Mounting, mount: KernelMount) -> None:
+    def __init__(
+        self,
+        mounting: Mounting,
+        mount: KernelMount,
+        flight: Flight,
+        *,
+        is_adopted: bool = False,
+        on_hangup: Callable[[], None] | None = None,
+    ) -> None:
+        """A session over a mount that exists.
+
+        Args:
+            mounting: what is served; its ``on_ready`` is called once, when requests are answered.
+            mount: the mount.
+            flight: where requests lie until they are answered. Those that are there are answered first.
+            is_adopted: whether another server has answered INIT.
+            on_hangup: what SIGHUP does instead of ending the session, where there is a guardian; SIGUSR1 then says that
+                somebody else will serve.
+        """
         self.failure: BaseException | None = None
+        self.signal: signal.Signals | None = None
+        self._is_adopted = is_adopted
+        self._on_hangup = on_hangup
         self._mounting = mounting
         self._mount = mount
         self._fd = mount.fd
         self._answers = Answers(mounting.operations).table
         self._ahead = ReadAhead(mounting.operations.image.blobs)
         self._content = ContentServer(mounting.operations, self._store, self._take_ahead, self._ahead)
-        self._pending: deque[bytes] = deque()
-        self._ahead_buffer = bytearray(_BUFFER_SIZE)
+        self._slots = flight.workers
+        self._ahead_slots = flight.ahead
+        self._pending = deque(flight.taken_over())
+        self._free = [number for number in range(len(flight.ahead)) if number not in self._pending]
         self._last_reader = 0
         self._last_read = 0.0
         self._alone_from = 0.0
         self._ended = False
         self._active = threading.Event()
-        self._workers = [_Worker()]
+        self._workers = [_Worker(self._slots[0])]
         self._spares: list[_Worker] = []
         self._serving = self._workers[0]
         self._threads: list[threading.Thread] = []
@@ -144,7 +196,7 @@ class _Session:
         self._start(self._watch, "watchman")
         self._start(self._ahead.work, "read-ahead")
         with self._signals_end_it():
-            if self._initialise():
+            if self._is_adopted or self._initialise():
                 self._work(self._workers[0])
 
     def end(self) -> None:
@@ -155,10 +207,21 @@ class _Session:
 
     def close(self) -> None:
         """Unmount, and let go of the queue; whoever waits for an answer gets an error."""
+        self._stop()
+        self._mount.abort()
+        self._join()
+
+    def leave(self) -> bool:
+        """End, but leave the mount and its queue to somebody else; whether everything that was begun is answered."""
+        self._stop()
+        return self._join()
+
+    def _stop(self) -> None:
         self.end()
         self._active.set()
         self._ahead.end()
-        self._mount.abort()
+
+    def _join(self) -> bool:
         for worker in self._workers:
             with contextlib.suppress(RuntimeError):  # it was not waiting
                 worker.turn.release()
@@ -166,10 +229,11 @@ class _Session:
         for thread in [*self._threads, *(worker.thread for worker in self._workers if worker.thread)]:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                return  # stuck in the host; its descriptors must not become somebody else's
+                return False  # stuck in the host; its descriptors must not become somebody else's
         self._mount.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
+        return True
 
     # ---- beginning
 
@@ -209,8 +273,8 @@ class _Session:
 
     def _announce(self) -> None:
         try:
-            probe(self._mount.point)
-            self._mount.read_ahead(_READ_AHEAD)
+            if not self._is_adopted:
+                probe(self._mount.point)
             if not self._ended:
                 self._mounting.on_ready()
                 self._mounting.operations.prepare()
@@ -238,12 +302,18 @@ class _Session:
             return
 
         def handle(number: int, frame: FrameType | None) -> None:
-            log.info("%s: unmounting %s", signal.Signals(number).name, self._mount.point)
+            if number == signal.SIGHUP and self._on_hangup is not None:
+                self._on_hangup()
+                return
+            self.signal = signal.Signals(number)
+            if number != STEP_ASIDE:
+                log.info("%s: unmounting %s", self.signal.name, self._mount.point)
             self.end()
 
-        before = [(number, signal.signal(number, handle)) for number in ENDING]
+        numbers = ENDING if self._on_hangup is None else (*ENDING, STEP_ASIDE)
+        before = [(number, signal.signal(number, handle)) for number in numbers]
         try:
-            with let_through():
+            with let_through(numbers):
                 yield
         finally:
             for number, handler in before:
@@ -292,12 +362,12 @@ class _Session:
             spare = self._spares.pop()
             self._serving = spare
             spare.turn.release()
-        elif len(self._workers) < _MAX_THREADS:
-            spare = _Worker()
-            self._workers.append(spare)
-            self._serving = spare
+        elif len(self._workers) < MAX_WORKERS:
+            spare = _Worker(self._slots[len(self._workers)])
             spare.thread = threading.Thread(target=self._work, args=(spare,), name="server", daemon=True)
-            spare.thread.start()
+            with contextlib.suppress(RuntimeError, MemoryError):  # no room for a thread now: there is a next tick
+                spare.thread.start()  # it waits among the spares for that tick
+                self._workers.append(spare)
 
     # ---- serving
 
@@ -308,22 +378,24 @@ class _Session:
         return poll
 
     def _serve(self, worker: _Worker) -> None:
-        """Answer requests until the end, or until another worker does."""
+        """Answer requests until the end, or until another worker does. What was taken ahead is answered in any case."""
         fd = self._fd
-        buffer = bytearray(_BUFFER_SIZE)
-        buffers = [buffer]
-        pending = self._pending
+        buffers = [worker.slot]
+        pending, ahead, free = self._pending, self._ahead_slots, self._free
+        counts = self._mounting.requests.counts
         readv, writev, clock = os.readv, os.writev, time.perf_counter
         unpack, pack, header_size = IN_HEADER.unpack_from, OUT_HEADER.pack, OUT_HEADER.size
         answers = self._answers
         poll = self._poll()
         spin = _SPIN if len(os.sched_getaffinity(0)) > 1 else 0.0
         deadline = 0.0
-        while not self._ended and self._serving is worker:
+        while (not self._ended or pending) and self._serving is worker:
+            number = -1
+            buffer = worker.slot
             if pending:
-                request = pending.popleft()
-                size = len(request)
-                buffer[:size] = request
+                number = pending.popleft()
+                buffer = ahead[number]
+                size = min(IN_HEADER.unpack_from(buffer)[0], SLOT_SIZE)
             else:
                 try:
                     size = readv(fd, buffers)
@@ -348,6 +420,7 @@ class _Session:
             worker.serial += 1
             worker.is_busy = True
             _, opcode, unique, nodeid, _, _, pid, _ = unpack(buffer)
+            counts[opcode & _OPCODES] += 1
             try:
                 if opcode == _READ:
                     self._read(unique, nodeid, pid, buffer)
@@ -366,9 +439,12 @@ class _Session:
             except Exception:
                 log.exception("request %d of inode %d", opcode, nodeid)
                 self._send(error_reply(unique, errno.EIO))
+            clear(buffer)
+            if number >= 0:
+                free.append(number)
             worker.is_busy = False
 
-    def _read(self, unique: int, nodeid: int, pid: int, buffer: bytearray) -> None:
+    def _read(self, unique: int, nodeid: int, pid: int, buffer: memoryview) -> None:
         _, offset, length = READ_IN.unpack_from(buffer, BODY)
         now = time.perf_counter()
         if pid != self._last_reader:
@@ -400,15 +476,17 @@ class _Session:
             return False  # the kernel does not know the inode, most of the time
         return True
 
-    def _take_ahead(self) -> set[int]:
+    def _take_ahead(self) -> Collection[int]:
         """Empty the queue into ``_pending``, and say whose content is wanted by what is there."""
         with contextlib.suppress(OSError):
-            while True:
-                size = os.readv(self._fd, [self._ahead_buffer])
-                self._pending.append(bytes(self._ahead_buffer[:size]))
+            while self._free:
+                os.readv(self._fd, [self._ahead_slots[self._free[-1]]])
+                self._pending.append(self._free.pop())
+        if not self._free:
+            return _EVERYTHING
         wanted: set[int] = set()
-        for request in self._pending:
-            _, opcode, _, nodeid, *_ = IN_HEADER.unpack_from(request)
+        for number in self._pending:
+            _, opcode, _, nodeid, *_ = IN_HEADER.unpack_from(self._ahead_slots[number])
             if opcode == _READ:
                 wanted.add(nodeid)
         return wanted

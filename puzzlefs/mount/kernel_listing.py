@@ -61,7 +61,7 @@ class Listings:
             self._rich_left = self._span
             self._span = min(2 * self._span, _LONGEST_SPAN)
 
-    def readdir(self, nodeid: int, request: bytearray, size: int) -> bytes:
+    def readdir(self, nodeid: int, request: memoryview, size: int) -> bytes:
         """The answer to READDIR."""
         _, offset, room = READ_IN.unpack_from(request, BODY)
         parts = [dirent(ino, after, _DIRECTORY, name) for ino, after, name in self._dots(nodeid, offset)]
@@ -72,7 +72,7 @@ class Listings:
             parts.append(dirent(entry.ino or _NO_INO, after, _TYPES[entry.kind], entry.name))
         return b"".join(parts)
 
-    def readdirplus(self, nodeid: int, request: bytearray, size: int) -> bytes:
+    def readdirplus(self, nodeid: int, request: memoryview, size: int) -> bytes:
         """The answer to READDIRPLUS."""
         _, offset, room = READ_IN.unpack_from(request, BODY)
         if offset > _DOTS and offset - _DOTS >= len(self._operations.entries(nodeid)):

@@ -64,6 +64,11 @@ class KernelMount:
     _mount: Mount | None = None
     _helper: socket.socket | None = None
 
+    @property
+    def device(self) -> str:
+        """``major:minor`` of what is mounted; empty if it is not there any more, or was never."""
+        return "" if self._mount is None else self._mount.device
+
     def unmount(self) -> None:
         """Take the mount away if it is still there; programs that use it lose it. Calling it twice is fine.
 

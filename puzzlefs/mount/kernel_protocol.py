@@ -4,7 +4,8 @@ A request is a header (``IN_HEADER``), a structure that depends on the opcode, a
 NUL. A reply is a header (``OUT_HEADER``) and what the opcode wants. All numbers are in the machine's byte order, and
 structures are padded to 8 bytes, so every layout here is the same on 32-bit and on 64-bit machines.
 
-Version notes, from the header's own history. 7.31 (Linux 5.4) is the oldest that is spoken; nothing newer is needed:
+Version notes, from the header's own history. 7.31 (Linux 5.4) is the oldest that is spoken; nothing newer is needed,
+but for ``RESEND`` where there is one:
 
 * 7.21 ``READDIRPLUS`` · 7.23 negative time stamps, ``NO_OPEN_SUPPORT`` · 7.25 ``PARALLEL_DIROPS`` · 7.26 ``POSIX_ACL``
 * 7.28 ``MAX_PAGES``, ``CACHE_SYMLINKS``, ``FOPEN_CACHE_DIR`` · 7.29 ``NO_OPENDIR_SUPPORT``
@@ -12,6 +13,7 @@ Version notes, from the header's own history. 7.31 (Linux 5.4) is the oldest tha
 * 7.32 and 7.36 put meaning into reserved fields (``fuse_attr.flags``; ``flags2`` of INIT) that are zero here
 * 7.38 splits the header's padding (``total_extlen``); 7.39 adds ``STATX``, which ENOSYS turns off; a kernel that is
   newer than this speaks the older protocol when INIT answers with it.
+* 7.40 (Linux 6.9) adds the notification ``RESEND``, whatever INIT agreed on.
 
 Changing a layout or a number here breaks the session with every kernel; ``tests/unit/test_kernel_protocol.py`` holds
 them against the header of the machine.
@@ -37,6 +39,9 @@ MAX_NAME: Final = 1024
 
 INTERRUPT_BIT: Final = 1
 """Set in ``unique`` of an INTERRUPT; the request that it means has the number without it."""
+
+RESENT_BIT: Final = 1 << 63
+"""Set in ``unique`` of a request that the kernel sends again; the answer has to have it too."""
 
 IN_HEADER: Final = Struct("=IIQQIIII")  # len opcode unique nodeid uid gid pid extlen+padding
 OUT_HEADER: Final = Struct("=IiQ")  # len error unique
@@ -143,6 +148,9 @@ class InitFlag(enum.IntFlag):
 NOTIFY_STORE: Final = 4
 """The code of a notification that puts content into the page cache."""
 
+NOTIFY_RESEND: Final = 7
+"""The code of a notification that has the kernel send unanswered requests again (7.40, Linux 6.9)."""
+
 
 class InitRequest(NamedTuple):
     """What the kernel says of itself.
@@ -201,6 +209,11 @@ def error_reply(unique: int, number: int) -> bytes:
 def store_header(nodeid: int, offset: int, size: int) -> bytes:
     """The header of a notification that is followed by ``size`` bytes of the content of ``nodeid`` from ``offset``."""
     return STORE.pack(STORE.size + size, NOTIFY_STORE, 0, nodeid, offset, size, 0)
+
+
+def resend_notification() -> bytes:
+    """A notification that asks for every request again that was taken and not answered. EINVAL before Linux 6.9."""
+    return OUT_HEADER.pack(OUT_HEADER.size, NOTIFY_RESEND, 0)
 
 
 def encode_attributes(attributes: Attributes) -> bytes:

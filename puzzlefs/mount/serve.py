@@ -6,10 +6,12 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from puzzlefs.errors import InvalidArgumentError, UnsupportedError
 from puzzlefs.image import Image, open_image
+from puzzlefs.mount.control import controlled
+from puzzlefs.mount.counters import RequestCounters
 from puzzlefs.mount.engine import Engine, Mounting, checked_mountpoint
 from puzzlefs.mount.kernel_engine import KernelEngine
 from puzzlefs.mount.kernel_mount import is_supported
@@ -17,6 +19,9 @@ from puzzlefs.mount.lease import leased
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.options import MountOptions, parse_options
 from puzzlefs.oci import ImageReference
+
+if TYPE_CHECKING:
+    from puzzlefs.mount.successor import Successor
 
 log = logging.getLogger("puzzlefs.mount")
 
@@ -34,6 +39,8 @@ def mount(
     on_ready: Callable[[], None] | None = None,
     engine: EngineName = "auto",
     hides_xattr: Callable[[bytes], bool] | None = None,
+    supervise: bool = False,
+    successor: Successor | None = None,
 ) -> None:
     """Mount ``image`` at ``mountpoint`` and serve it until it is unmounted.
 
@@ -50,18 +57,22 @@ def mount(
         engine: who speaks to the kernel.
         hides_xattr: whether an extended attribute of this name is left out, for whoever lies on top of the mount and
             could not copy it, or would take it for its own.
+        supervise: whether other processes serve, forked from this one, which replaces one that dies (``guardian``).
+            This process should have one thread then. SIGHUP does not end the mount, but starts another server.
+        successor: the program that SIGHUP starts; without one it is a fork of this process again.
 
     Raises:
         NotFoundError: if the mount point does not exist.
         PuzzlefsError: as ``open_image``, where ``image`` is a name.
-        InvalidArgumentError: for an option that is not known, an unknown engine, or a mount point that is no directory.
+        InvalidArgumentError: for an option that is not known, an unknown engine, a mount point that is no directory, or
+            ``supervise`` with pyfuse3.
         MountError: if the host refuses to mount, or the session with the kernel breaks.
         UnsupportedError: if this machine or this user lacks what the engine needs (``/dev/fuse``, ``fusermount3``,
             libfuse), or this process serves a mount through pyfuse3 already.
     """
     if not isinstance(options, MountOptions):
         options = parse_options(options)
-    server = _engine(engine)
+    server = _supervised(engine, successor) if supervise else _engine(engine)
     point = checked_mountpoint(Path(mountpoint))
     with contextlib.ExitStack() as stack:
         if not isinstance(image, Image):
@@ -71,7 +82,12 @@ def mount(
         stack.enter_context(leased(image))
         log.info("Mounting %s", point)
         log.debug("%s with %s, %s", fsname, type(server).__name__, options)
-        server.serve(Mounting(Operations(image, hides_xattr), point, options, fsname, on_ready or _nothing))
+        operations, requests = Operations(image, hides_xattr), RequestCounters()
+        ready = on_ready or _nothing
+        if not supervise:  # else the servers do that
+            name = "kernel" if isinstance(server, KernelEngine) else "pyfuse3"
+            ready = stack.enter_context(controlled(point, name, operations, requests, ready))
+        server.serve(Mounting(operations, point, options, fsname, ready, requests))
         log.info("Unmounted %s", point)
 
 
@@ -88,6 +104,23 @@ def _engine(name: str) -> Engine:
             f"pyfuse3 cannot be loaded: {error}", hint="install libfuse3 (Debian: libfuse3-3 and fuse3)"
         ) from error
     return Pyfuse3Engine()
+
+
+def can_supervise(engine: EngineName) -> bool:
+    """Whether ``mount`` with this engine can be supervised here."""
+    return engine != "pyfuse3" and is_supported()
+
+
+def _supervised(engine: EngineName, successor: Successor | None) -> Engine:
+    if engine not in ENGINES or not can_supervise(engine):
+        _engine(engine)
+        raise InvalidArgumentError(
+            "libfuse cannot take over a mount from a server that died, so --supervise needs the other engine",
+            hint="use --engine kernel, or leave --supervise out",
+        )
+    from puzzlefs.mount.guardian import SupervisedEngine  # noqa: PLC0415  whoever is not supervised does not pay for it
+
+    return SupervisedEngine(successor)
 
 
 def _nothing() -> None:

@@ -30,10 +30,10 @@ from typing import Final
 from puzzlefs.errors import InvalidArgumentError, MountError, StorageError
 from puzzlefs.image import Image
 from puzzlefs.mount import namespace
+from puzzlefs.mount.process_report import NotRun, read_report
 from puzzlefs.mount.serve import EngineName
 from puzzlefs.mount.shell_ids import map_ids
 from puzzlefs.mount.shell_processes import INTERRUPTED, WATCHED, exit_status, is_from_terminal, wait_and_forward
-from puzzlefs.mount.shell_report import NotRun, read_report
 from puzzlefs.mount.shell_server import Job, be_server
 from puzzlefs.mount.shell_stage import OVERLAYS, OverlayName, Stage
 

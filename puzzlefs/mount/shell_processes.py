@@ -25,8 +25,8 @@ from typing import Final, NoReturn
 
 from puzzlefs.errors import MountError
 from puzzlefs.mount import namespace
+from puzzlefs.mount.process_report import NotRun, report
 from puzzlefs.mount.shell_places import Places
-from puzzlefs.mount.shell_report import NotRun, report
 from puzzlefs.mount.shell_root import enter
 
 FORWARDED: Final = frozenset(

@@ -22,9 +22,9 @@ from typing import Final, NoReturn
 from puzzlefs.errors import UnsupportedError
 from puzzlefs.image import Image
 from puzzlefs.mount import namespace
+from puzzlefs.mount.process_report import report
 from puzzlefs.mount.serve import EngineName, mount
 from puzzlefs.mount.shell_processes import INTERRUPTED, KILL, Command, exit_status, keep, wait_and_forward
-from puzzlefs.mount.shell_report import report
 from puzzlefs.mount.shell_stage import OverlayName, Stage
 from puzzlefs.mount.shell_upper import hidden_xattrs
 

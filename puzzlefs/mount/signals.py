@@ -12,40 +12,43 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a mount."""
 
+STEP_ASIDE: Final = signal.SIGUSR1
+"""Says to a server that has a guardian: answer what you have begun, and leave the rest to somebody else."""
+
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Hold the signals of ``ENDING`` back inside; drop those that are left in the end."""
+def held_back(numbers: Collection[signal.Signals] = ENDING) -> Iterator[None]:
+    """Hold signals back inside; drop those that are left in the end."""
     if not in_main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
-        while signal.sigtimedwait(ENDING, 0) is not None:
+        while signal.sigtimedwait(numbers, 0) is not None:
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
-def let_through() -> Iterator[None]:
+def let_through(numbers: Collection[signal.Signals] = ENDING) -> Iterator[None]:
     """Inside ``held_back``: let the signals through again, those that waited first. The caller has set handlers."""
     if not in_main_thread():
         yield
         return
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
 
 def in_main_thread() -> bool:

@@ -24,6 +24,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from puzzlefs.errors import InvalidArgumentError, MountError, PuzzlefsError, UnsupportedError
 from puzzlefs.image import Image, open_image
@@ -37,6 +38,9 @@ from puzzlefs.mount.serve import EngineName, mount
 from puzzlefs.mount.signals import ENDING, held_back
 from puzzlefs.oci import ImageReference
 
+if TYPE_CHECKING:
+    from puzzlefs.mount.successor import Successor
+
 log = logging.getLogger("puzzlefs.mount")
 
 
@@ -48,6 +52,8 @@ def mount_writable(
     upper: str | Path | None = None,
     on_ready: Callable[[], None] | None = None,
     engine: EngineName = "auto",
+    supervise: bool = False,
+    successor: Successor | None = None,
 ) -> None:
     """Mount ``image`` at ``mountpoint`` so that it can be written to, and serve it until it is unmounted.
 
@@ -62,6 +68,8 @@ def mount_writable(
         upper: the directory that keeps what is written; made if it is missing. A work directory is made beside it.
         on_ready: called once, when the mount point shows the image and can be written to; as in ``mount``.
         engine: who speaks to the kernel.
+        supervise: as in ``mount``.
+        successor: as in ``mount``.
 
     Raises:
         UnsupportedError: without root, or if the kernel has no overlayfs; as ``mount``.
@@ -92,7 +100,15 @@ def mount_writable(
         place = stack.enter_context(made(point, reference, image.manifest_digest, upper))
         overlay = _Overlay(place, options, options.fsname or str(reference), on_ready)
         try:
-            mount(image, point / RO, options, on_ready=overlay.begin, engine=engine)
+            mount(
+                image,
+                point / RO,
+                options,
+                on_ready=overlay.begin,
+                engine=engine,
+                supervise=supervise,
+                successor=successor,
+            )
         except PuzzlefsError:
             if overlay.failure is None:
                 raise

@@ -1,8 +1,8 @@
-"""How a process of a shell tells the one that the user looks at what went wrong.
+"""How a process that somebody started tells the one that the user looks at what went wrong.
 
-One JSON object, written at once into a pipe that all of them share; the first one counts. Errors come out as what they
-were: the classes of ``puzzlefs.errors``, ``OSError``, ``KeyboardInterrupt``; anything else is a defect, and its
-traceback comes with it as a note.
+One JSON object, written at once into a pipe or a socket. Errors come out as what they were: the classes of
+``puzzlefs.errors``, ``OSError``, ``KeyboardInterrupt``; anything else is a defect, and its traceback comes with it as a
+note. Nothing that is read here runs code: who reports may have been taken over by a hostile image.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from puzzlefs import errors
 from puzzlefs.errors import PuzzlefsError
@@ -28,15 +29,21 @@ class NotRun:
 
 def report(fd: int, what: BaseException | NotRun) -> None:
     """Write what went wrong into the pipe."""
-    os.write(fd, json.dumps(_fields(what)).encode() + b"\n")
+    os.write(fd, json.dumps(describe(what)).encode() + b"\n")
 
 
 def read_report(data: bytes) -> BaseException | NotRun | None:
     """What the bytes that came out of the pipe say, ``None`` if nothing went wrong."""
     line = data.partition(b"\n")[0]
-    if not line:
-        return None
-    fields = json.loads(line)
+    return understand(json.loads(line)) if line else None
+
+
+def understand(fields: Mapping[str, Any]) -> BaseException | NotRun:
+    """What ``describe`` made these fields of.
+
+    Raises:
+        KeyError: if it did not.
+    """
     text = fields["text"]
     match fields["kind"]:
         case "NotRun":
@@ -56,7 +63,8 @@ def read_report(data: bytes) -> BaseException | NotRun | None:
             return defect
 
 
-def _fields(what: BaseException | NotRun) -> dict[str, str | int | None]:
+def describe(what: BaseException | NotRun) -> dict[str, str | int | None]:
+    """What went wrong, as fields that JSON can hold."""
     match what:
         case NotRun(text):
             return {"kind": "NotRun", "text": text}
