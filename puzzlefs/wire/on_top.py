@@ -16,7 +16,9 @@ digest and, right behind it, its fs-verity digest. (That is how the original, an
 the list alone. Digests that ``compact`` shares with inodes lie elsewhere, and stay, and the new list refers to them.)
 
 So what a layer costs is one copy of the blob, and a pass over its verity list. What the result shows is what
-``encode_rootfs`` of all layers would show; its bytes differ.
+``encode_rootfs`` of all layers would show; its bytes differ. (That is so for whatever an encoder writes. In a message
+made by hand, inodes may have their parts where its root pointer or its verity list is: these then show something else,
+or are malformed, as such an image may.)
 """
 
 from __future__ import annotations
@@ -134,8 +136,10 @@ class _OnTop:
         """The message with everything in one segment; ``None`` if that is too large for it."""
         old = self._old_segments(self._cut_ends(pairs=False))[0]
         base = len(old) >> 3
-        new = {key: value for key, value in verity.items() if key not in self._entries}
-        count = len(self._entries) + len(new)
+        kept = {key: entry for key, entry in self._entries.items() if self._stays(entry)}
+        moved = {key: entry.value for key, entry in self._entries.items() if key not in kept}
+        new = moved | {key: value for key, value in verity.items() if key not in self._entries}
+        count = len(kept) + len(new)
         arena = Arena(first_words=self._room(inodes, new) + 2 * count)
         root_list = self._put_head(arena, inodes)
         for index, layer in enumerate(self._lists):
@@ -145,8 +149,9 @@ class _OnTop:
         self._put_layer(arena, root_list, inodes)
         if len(arena.used()) > 1:
             return None
-        places = {key: (entry.key_at - self._starts[0], entry.value_at - self._starts[0]) for key, entry in
-                  self._entries.items()}  # fmt: skip
+        places = {
+            key: (entry.key_at - self._starts[0], entry.value_at - self._starts[0]) for key, entry in kept.items()
+        }
         pairs = arena.take(0, 2 * _DIGEST_WORDS * len(new))
         memory = arena.segment(0)
         memory[pairs << 3 : pairs + 2 * _DIGEST_WORDS * len(new) << 3] = b"".join(
@@ -169,6 +174,15 @@ class _OnTop:
         whole += block
         _pack(whole, 0, _near(0, base + 1, _SHAPE))
         return framed([memoryview(whole)])
+
+    def _stays(self, entry: _VerityEntry) -> bool:
+        """Whether both digests of an entry lie apart from the root pointer and from the list, as they always should."""
+        if self._list_at is None:
+            return True
+        begin, end = self._list_at
+        return not any(
+            at == self._starts[0] or begin - _DIGEST_WORDS < at < end for at in (entry.key_at, entry.value_at)
+        )
 
     # ---- what both do
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import shutil
+import stat
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import pytest
+import zstandard
+from fuzz.mutation import words_of_message
 from mounting import Mount
+from support.examine import examine
 from support.forge import Forge, directory, inode, regular, symlink
 
 from puzzlefs.digest import Digest
-from puzzlefs.model import BlobRef, BlockDevice, CharDevice, FileChunk, Inode
+from puzzlefs.errors import PuzzlefsError
+from puzzlefs.image import Image, open_image
+from puzzlefs.model import BlobRef, BlockDevice, CharDevice, Fifo, FileChunk, Inode, Socket
 
 pytestmark = [pytest.mark.mount, pytest.mark.hostile]
 
@@ -200,3 +209,123 @@ def test_white_outs_and_layers(forge: Forge, mounted: Mount) -> None:
     with mounted(forge.image(upper, lower)) as mount:
         shown = {name: (mount.path / name).read_bytes() for name in os.listdir(mount.path)}
     assert shown == {"kept": b"kept", "changed": b"new content", "added": b"added"}
+
+
+def test_more_bytes_than_a_host_can_count(forge: Forge, mounted: Mount) -> None:
+    """Files that share a chunk cost nothing: together they have more bytes than statfs has bits for."""
+    huge = FileChunk(forge.chunk(b"x").blob, (1 << 63) - 1)
+    numbers = range(2, 8300)
+    image = forge.image(
+        [directory(1, {b"%d" % number: number for number in numbers}), *(regular(number, huge) for number in numbers)]
+    )
+    with mounted(image, bad_lines=True) as mount:
+        whole = os.statvfs(mount.path)
+        assert (whole.f_blocks, whole.f_files) == (1 << 51, len(numbers) + 1)
+        assert _errno(mount.path / "2") == "EIO"
+        assert os.statvfs(mount.path).f_blocks == 1 << 51  # and there is somebody who says so
+
+
+# ---- any damage: metadata changed at random, the digests above them made right again
+
+_SHOWN: Final = (b"one chunk, " * 2000, b"another one, " * 9000)
+_OUTSIDE: Final = b"what lies outside of the image"
+_DAMAGED: Final = 2
+"""Images of each version and engine."""
+
+
+def _damaged_images(forge: Forge) -> Iterator[str]:
+    """Images that can be opened and in which something is wrong, the same ones every time."""
+    rnd = random.Random(f"damage {forge.version}")
+    whole, part = forge.chunk(_SHOWN[0]), forge.chunk(_SHOWN[1], compressed=True, offset=500)
+    sound = [
+        directory(1, {b"dir": 2, b"file": 3, b"link": 4, b"odd": 5, b"again": 3, b"%d" % 10: 10}),
+        directory(2, {b"file": 6, b"sub": 7, b"name %d" % 8: 8}, xattrs={b"user.x": b"of a directory"}),
+        regular(3, whole, part, xattrs={b"user.x": b"value", b"trusted.y": b"other"}),
+        symlink(4, b"dir/file"),
+        inode(5, CharDevice(1, 3)),
+        regular(6, part, part, whole),
+        directory(7, {b"deep": 9}),
+        inode(8, Fifo()),
+        directory(9, {b"%03d" % number: number for number in range(20, 60)}),
+        inode(10, Socket()),
+        *(regular(number, whole if number % 2 else part) for number in range(20, 60)),
+    ]
+    found = 0
+    while found < _DAMAGED:
+
+        def damage(data: bytes) -> bytes:
+            for _ in range(rnd.randrange(1, 12)):
+                data = words_of_message(data, rnd)
+            return data
+
+        reference = forge.patched(sound, damage)
+        outcome = examine(reference)
+        if outcome.opening is not None or not outcome.problems or len(outcome.paths) < 2:
+            continue
+        # Where a file cannot be read, tar writes zeros up to the size that it says: so nothing immense here.
+        if outcome.totals is not None and outcome.totals[1] <= 16 << 20:
+            found += 1
+            yield reference
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_damaged_images_hurt_nobody(tmp_path: Path, mounted: Mount, version: int) -> None:
+    forge = Forge(tmp_path / "images", version)
+    (forge.path / "secret").write_bytes(_OUTSIDE)
+    forge.blob(_OUTSIDE)  # a blob of the layout, but of no file
+    for number, reference in enumerate(_damaged_images(forge)):
+        with mounted(reference, bad_lines=True) as mount, open_image(reference) as image:
+            os.statvfs(mount.path)
+            expected = {entry.name for entry in image.tree.entries(1)}
+            assert set(os.listdir(os.fsencode(mount.path))) == expected
+            _run("find", mount.path, "-ls")
+            _run("ls", "-lR", "--time-style=full-iso", mount.path)
+            archive = tmp_path / f"{number}.tar"
+            _run("tar", "--xattrs", "--acls", "-C", mount.path, "-cf", archive, ".")
+            copy = tmp_path / f"copy-{number}"
+            _run("cp", "-a", mount.path, copy)
+            _compare_readable(mount.path, image)
+            assert _OUTSIDE not in archive.read_bytes()
+            _run("chmod", "-R", "u+rwX", copy)
+            shutil.rmtree(copy)
+            archive.unlink()
+            assert os.path.exists(f"/proc/{mount.pid}")
+        assert not any("Traceback" in line for line in mount.log_lines())
+
+
+def _run(*command: str | Path) -> None:
+    """A program that may complain, but has to end."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
+    assert done.returncode >= 0, done.stderr
+
+
+def _compare_readable(root: Path, image: Image) -> None:
+    """What can be read of files are parts of the chunks, as the image says; what the image says is wrong, cannot."""
+    chunks = {Digest.of(_SHOWN[0]): _SHOWN[0], Digest.of(zstandard.compress(_SHOWN[1])): _SHOWN[1]}
+    for directory_name, _, names in os.walk(os.fsencode(root)):
+        for name in names:
+            path = os.path.join(directory_name, name)
+            try:
+                status = os.lstat(path)
+            except OSError:
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            try:
+                with open(path, "rb") as file:
+                    content = file.read()
+            except OSError:
+                content = None
+            try:
+                parts = image.tree.parts(status.st_ino)
+                said = b"".join([_part(chunks[part.blob.digest], part) for part in parts])
+            except (PuzzlefsError, LookupError):
+                said = None
+            assert content == said, path
+
+
+def _part(content: bytes, part: FileChunk) -> bytes:
+    found = content[part.blob.offset : part.blob.offset + part.length]
+    if len(found) < part.length:
+        raise LookupError
+    return found
