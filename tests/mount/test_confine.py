@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import json
 import logging
 import os
 import pwd
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from mounting import Mount, run_puzzlefs
 from support import forge as f
 from support.examine import limited
 from support.forge import Forge
@@ -278,6 +280,11 @@ def _status(file: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in os.read(file, 1 << 14).decode().splitlines())
 
 
+def _process(pid: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/status") as file:
+        return _status(file.fileno())
+
+
 @pytest.mark.parametrize("uid", [0, _NOBODY], ids=["root", "user"])
 def test_what_the_kernel_says_about_it(surroundings: Surroundings, uid: int) -> None:
     def run() -> tuple[confine.Confinement, dict[str, str]]:
@@ -463,6 +470,24 @@ def test_what_ends_threads_is_loaded() -> None:
         return Path("/proc/self/maps").read_text()
 
     assert "libgcc_s.so.1" in limited(run)
+
+
+# ---- through the real command
+
+
+@pytest.mark.parametrize("engine", ["kernel"], indirect=True)
+def test_the_server_of_a_mount_is_confined_and_its_guardian_is_not(surroundings: Surroundings, mounted: Mount) -> None:
+    with mounted(surroundings.reference, bad_lines=True) as mount:
+        assert (mount.path / "file").read_bytes() == _CONTENT
+        with pytest.raises(OSError, match="Input/output error"):
+            (mount.path / "bad").read_bytes()
+        status = json.loads(run_puzzlefs("status", "--json", mount.path).stdout)
+        server, guardian = _process(status["server_pid"]), _process(status["guardian_pid"])
+    assert status["confinement"]["landlock_abi"] == (min(_landlock_abi(), landlock.NEWEST_ABI) or None)
+    assert status["confinement"]["capabilities"] == ["CAP_DAC_READ_SEARCH"]
+    assert (server["NoNewPrivs"], server["Seccomp"], int(server["CapEff"], 16)) == ("1", "2", 4)
+    assert all(guardian[key] == _process(os.getpid())[key] for key in ("NoNewPrivs", "Seccomp", "CapEff", "CapBnd"))
+    assert [line for line in mount.bad_lines() if "blob" not in line or "is corrupt" not in line] == []
 
 
 # ---- where something is missing
