@@ -9,14 +9,16 @@ import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.writable import PUZZLEFS as COMMAND
 from support.writable import digest_of, wait_for_end
+
+from puzzlefs.image import open_image
 
 __all__ = [
     "COMMAND",
@@ -27,8 +29,10 @@ __all__ = [
     "Mount",
     "Mounted",
     "as_user",
+    "blob_with",
     "build",
     "copy_packages",
+    "flipped",
     "is_mounted",
     "python_for",
     "read_fifo",
@@ -56,6 +60,29 @@ def run_puzzlefs(*words: str | Path, check: bool = True, **named: object) -> sub
 def build(source: Path, image: str, *options: str) -> str:
     """Build an image and return its digest."""
     return digest_of(run_puzzlefs("build", *options, source, image))
+
+
+def blob_with(image: str, name: str, offset: int) -> Path:
+    """The stored blob that holds a byte of a file."""
+    with open_image(image) as opened:
+        ino = opened.tree.root
+        for part in os.fsencode(name).split(b"/"):
+            ino = opened.tree.lookup(ino, part).ino
+        (piece,) = opened.tree.plan(ino, offset, 1).pieces
+        return opened.layout.path / "blobs" / "sha256" / piece.blob.hex()
+
+
+@contextmanager
+def flipped(path: Path, position: int | None = None) -> Iterator[None]:
+    """A file with one bit changed."""
+    good = path.read_bytes()
+    bad = bytearray(good)
+    bad[len(bad) // 2 if position is None else position] ^= 0x10
+    path.write_bytes(bad)
+    try:
+        yield
+    finally:
+        path.write_bytes(good)
 
 
 def is_mounted(path: Path) -> bool:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mounting import VARIANTS, Built, Mount, is_mounted, read_fifo, run_puzzlefs
+from mounting import VARIANTS, Built, Mount, blob_with, flipped, is_mounted, read_fifo, run_puzzlefs
 
 from puzzlefs.image import open_image
 
@@ -17,29 +15,6 @@ pytestmark = pytest.mark.mount
 
 _NAME = "big/file"
 _OFFSET = 2_500_000
-
-
-def _chunk(image: str, name: str = _NAME, offset: int = _OFFSET) -> Path:
-    """The stored blob that holds a byte of a file."""
-    with open_image(image) as opened:
-        ino = opened.tree.root
-        for part in os.fsencode(name).split(b"/"):
-            ino = opened.tree.lookup(ino, part).ino
-        (piece,) = opened.tree.plan(ino, offset, 1).pieces
-        return opened.layout.path / "blobs" / "sha256" / piece.blob.hex()
-
-
-@contextmanager
-def _flipped(path: Path, position: int | None = None) -> Iterator[None]:
-    """A file with one bit changed."""
-    good = path.read_bytes()
-    bad = bytearray(good)
-    bad[len(bad) // 2 if position is None else position] ^= 0x10
-    path.write_bytes(bad)
-    try:
-        yield
-    finally:
-        path.write_bytes(good)
 
 
 def _fails(path: Path, offset: int) -> bool:
@@ -56,11 +31,11 @@ def _fails(path: Path, offset: int) -> bool:
 
 @pytest.mark.parametrize("with_digest", [False, True])
 @pytest.mark.parametrize("tag", VARIANTS)
-def test_a_flipped_bit_in_a_chunk(odd: Built, mounted: Mount, tag: str, with_digest: bool) -> None:
+def test_a_flipped_bit_in_ablob_with(odd: Built, mounted: Mount, tag: str, with_digest: bool) -> None:
     image = odd.image(tag)
-    blob = _chunk(image)
+    blob = blob_with(image, _NAME, _OFFSET)
     options = ["--digest", odd.digests[tag]] if with_digest else []
-    with _flipped(blob), mounted(image, *options, bad_lines=True) as mount:
+    with flipped(blob), mounted(image, *options, bad_lines=True) as mount:
         for _ in range(3):
             assert _fails(mount.path / _NAME, _OFFSET)
         data = (odd.source / _NAME).read_bytes()
@@ -78,10 +53,10 @@ def test_a_flipped_bit_in_a_chunk(odd: Built, mounted: Mount, tag: str, with_dig
 def test_every_byte_of_a_corrupt_chunk_is_refused(odd: Built, mounted: Mount) -> None:
     image = odd.image("v3")
     data = (odd.source / _NAME).read_bytes()
-    blob = _chunk(image)
+    blob = blob_with(image, _NAME, _OFFSET)
     content = blob.read_bytes()
     begin = data.index(content)
-    with _flipped(blob), mounted(image, bad_lines=True) as mount:
+    with flipped(blob), mounted(image, bad_lines=True) as mount:
         for offset in (begin, begin + 1, begin + len(content) - 1):
             assert _fails(mount.path / _NAME, offset)
 
@@ -89,7 +64,7 @@ def test_every_byte_of_a_corrupt_chunk_is_refused(odd: Built, mounted: Mount) ->
 def test_a_restored_chunk_can_be_read_again(odd: Built, mounted: Mount) -> None:
     image = odd.image("v3")
     with mounted(image, bad_lines=True) as mount:
-        with _flipped(_chunk(image)):
+        with flipped(blob_with(image, _NAME, _OFFSET)):
             assert _fails(mount.path / _NAME, _OFFSET)
         assert not _fails(mount.path / _NAME, _OFFSET)
 
@@ -97,7 +72,7 @@ def test_a_restored_chunk_can_be_read_again(odd: Built, mounted: Mount) -> None:
 @pytest.mark.parametrize("how", ["missing", "truncated", "emptied", "longer", "a directory", "a link"])
 def test_other_damage(odd: Built, mounted: Mount, tmp_path: Path, how: str) -> None:
     image = odd.image("v3-zstd")
-    blob = _chunk(image, "big/text", 100)
+    blob = blob_with(image, "big/text", 100)
     good = blob.read_bytes()
     copy = tmp_path / "copy"
     copy.write_bytes(good)
@@ -125,8 +100,8 @@ def test_other_damage(odd: Built, mounted: Mount, tmp_path: Path, how: str) -> N
 
 def test_the_line_names_the_file_also_after_its_name_was_forgotten(odd: Built, mounted: Mount) -> None:
     image = odd.image("v3")
-    blob = _chunk(image)
-    with _flipped(blob), mounted(image, bad_lines=True) as mount:
+    blob = blob_with(image, _NAME, _OFFSET)
+    with flipped(blob), mounted(image, bad_lines=True) as mount:
         fd = os.open(mount.path / _NAME, os.O_RDONLY)
         try:
             for _ in range(2):  # more names than the server remembers
@@ -170,7 +145,7 @@ def test_a_flipped_bit_in_the_metadata_mounts_nothing(odd: Built, point: Path, t
     assert len(digests) == 2
     options = ["-d", odd.digests[tag]] if with_digest else []
     for digest in digests:
-        with _flipped(blobs / digest.hex()):
+        with flipped(blobs / digest.hex()):
             result = run_puzzlefs("mount", *options, image, point, check=False)
         assert result.returncode == 5, result.stderr
         assert digest.hex() in result.stderr
