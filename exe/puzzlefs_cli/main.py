@@ -26,6 +26,7 @@ _VERBS: Final = {
     "umount": "umount",
     "status": "status",
     "verify": "verify",
+    "restart": "restart",
     "commit": "commit",
     "shell": "shell",
     "extract": "extract",

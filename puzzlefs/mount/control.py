@@ -30,9 +30,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from puzzlefs.mount.counters import RequestCounters
 from puzzlefs.mount.mountinfo import mounted_at
@@ -48,7 +47,7 @@ Action = Callable[["socket.socket", Mapping[str, object]], Mapping[str, object] 
 """What answers a request of a client: called in its thread with the connection and the request, returns the result, or
 ``None`` if somebody else will answer on a copy of the connection. A ``PuzzlefsError`` becomes an ``error``."""
 
-MAX_REQUEST: Final = 4096
+MAX_REQUEST: Final = 1 << 15
 """Bytes of the longest request."""
 
 _MODULES: Final = ("json", "select", "socket", "struct", "puzzlefs.mount.control_answers", "puzzlefs.mount.soundness")
@@ -57,8 +56,7 @@ _MAX_CLIENTS: Final = 8
 _STRANGER_PAUSE: Final = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class ServerFacts:
+class ServerFacts(NamedTuple):
     """What only whoever started a server knows of it.
 
     Attributes:

@@ -6,8 +6,8 @@
 * ``{"failed": {…}}``: it could not begin; the fields are those of ``process_report``.
 * ``{"event": {…}, "count": N, "failed_requests": N}``: something is wrong with the image (``error_log``); the next
   server is told of it.
-* ``{"restart": null | [word, …]}``: somebody wants another server, perhaps that of another program. With the message
-  come sockets of those who wait to hear how it went.
+* ``{"restart": true}``: somebody wants another server. With the message come sockets of those who wait to hear how it
+  went.
 
 Guardian and server can be of different versions of this program, so messages may be added, and not changed.
 """
@@ -86,10 +86,8 @@ class Messages:
     def event(self, event: MountEvent, count: int, failed_requests: int) -> None:
         self._send({"event": event.to_json(), "count": count, "failed_requests": failed_requests})
 
-    def restart(self, command: Sequence[str] | None = None, asking: socket.socket | None = None) -> None:
-        self._send(
-            {"restart": None if command is None else list(command)}, () if asking is None else (asking.fileno(),)
-        )
+    def restart(self, asking: socket.socket | None = None) -> None:
+        self._send({"restart": True}, () if asking is None else (asking.fileno(),))
 
     def _send(self, message: Mapping[str, object], fds: Sequence[int] = ()) -> None:
         data = json.dumps(message).encode()
@@ -139,7 +137,11 @@ def serve_guarded(
         control = None
         if custody.listener is not None:
             control = Control(
-                custody.listener, operations, mounting.requests, facts, {"restart": _Restart(messages).answer}
+                custody.listener,
+                operations,
+                mounting.requests,
+                facts,
+                {"restart": lambda connection, _: messages.restart(connection)},
             )
 
         def ready() -> None:
@@ -168,14 +170,3 @@ def serve_guarded(
     if session.signal == STEP_ASIDE:
         return STEPPED_ASIDE if is_clean else _BEGUN_IS_LEFT
     return GONE if session.signal is None else ENDED
-
-
-class _Restart:
-    """Has the guardian replace this server, and answer the client."""
-
-    def __init__(self, messages: Messages) -> None:
-        self._messages = messages
-
-    def answer(self, connection: socket.socket, request: Mapping[str, object]) -> None:
-        command = request.get("command")
-        self._messages.restart(command if isinstance(command, list) else None, connection)

@@ -14,8 +14,8 @@ are started by executing that program. What it is told is in ``takeover``.
 to send them again (``RESEND``); for older ones they are put before the next server. A request at which several servers
 in a row have died is answered with EIO: it is what kills them.
 
-**Messages** come from a server over a ``SOCK_SEQPACKET`` pair (``messages``). What a server says is not trusted: the
-guardian restarts, unmounts, and passes texts on, nothing else.
+**Messages** come from a server over a ``SOCK_SEQPACKET`` pair (``guarded``). What a server says is not trusted: the
+guardian restarts, unmounts, and passes texts on, nothing else. In particular no server says which program is executed.
 
 If the guardian itself is killed, the server goes on until somebody unmounts; nobody replaces it then.
 """
@@ -264,6 +264,7 @@ class _Guardian:
         try:
             pid = os.fork()
             if pid == 0:
+                ours.close()
                 self._become_server(theirs, flight, is_adopted=is_adopted)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -307,8 +308,8 @@ class _Guardian:
                     self._custody.events.append(dict(event))
                     del self._custody.events[:-_MAX_EVENTS]
                     self._custody.event_count, self._custody.failed_requests = count, failed
-                case {"restart": wanted}:
-                    self._asked(wanted, fds)
+                case {"restart": True}:
+                    self._asked(fds)
                     continue
             for fd in fds:
                 os.close(fd)
@@ -317,8 +318,6 @@ class _Guardian:
         if server is self._candidate:
             old, self._server, self._candidate = self._server, server, None
             self._is_forking = server.successor is None
-            self._successor = server.successor or self._successor
-            self._custody.restarts += 1
             log.info("another server (process %d) has taken over", server.pid)
             if old is not None:
                 self._retiring.append(old)
@@ -341,6 +340,7 @@ class _Guardian:
         code = server.reap()
         if server is self._candidate:
             self._candidate = None
+            self._custody.restarts -= 1
             reason = server.reason()
             log.error("the server was not replaced: the new one %s", reason)
             self._answer_asking(MountError(f"the server was not replaced: the new one {reason}"))
@@ -398,27 +398,28 @@ class _Guardian:
 
     # ---- a new version
 
-    def _asked(self, wanted: object, fds: list[int]) -> None:
+    def _asked(self, fds: list[int]) -> None:
         """Somebody wants the server to be replaced, and an answer over the sockets that came along."""
         for fd in fds:
             asking = socket.socket(fileno=fd)
             asking.setblocking(False)
             self._asking.append(asking)
-        self._renew(wanted)
+        self._renew()
 
-    def _renew(self, wanted: object = None) -> None:
+    def _renew(self) -> None:
         """Start a new version of the program; it takes over when it serves."""
         if self._candidate is not None:
             return  # whoever asked is told about that one
+        self._custody.restarts += 1
         try:
             if self._successor is None:
                 self._candidate = self._forked(is_adopted=True)
             else:
-                successor = self._successor.preferring(wanted)
-                self._candidate = self._executed(successor, [])
+                self._candidate = self._executed(self._successor, [])
         except OSError as error:
             log.error("the server was not replaced: %s", error)
             self._answer_asking(MountError(f"the server was not replaced: {error}"))
+            self._custody.restarts -= 1
             return
         self._attend(self._candidate)
 

@@ -35,7 +35,6 @@ STATE_VERSION: Final = 1
 
 _MAX_MESSAGE: Final = 1 << 16
 _MAX_DESCRIPTORS: Final = 4
-_MAX_WORDS: Final = 64
 _MAX_SAID: Final = 4096
 _FIRST_FREE: Final = 3
 
@@ -144,16 +143,6 @@ class Successor:
 
     command: tuple[str, ...]
     settings: Mapping[str, Any]
-
-    def preferring(self, command: object) -> Successor:
-        """The same with another command, if it is one."""
-        if (
-            isinstance(command, list)
-            and 0 < len(command) <= _MAX_WORDS
-            and all(isinstance(word, str) and "\0" not in word for word in command)
-        ):
-            return Successor(tuple(command), self.settings)
-        return self
 
     def start(
         self, mounting: Mounting, mount: KernelMount, custody: Custody, counters: int, leftover: Sequence[bytes]
