@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from puzzlefs.mount import mount
     from puzzlefs.mount.committing import commit
     from puzzlefs.mount.shell import ShellOutcome, run_in_image
+    from puzzlefs.mount.status import MountStatus, MountVerification, mount_status, verify_mount
     from puzzlefs.mount.unmount import unmount
     from puzzlefs.mount.writable import mount_writable
     from puzzlefs.oci import ImageReference, parse_reference
@@ -90,6 +91,8 @@ _HOMES = {
     "ImportReport": "tar",
     "Inspection": "usage",
     "LayoutStatistics": "usage",
+    "MountStatus": "mount.status",
+    "MountVerification": "mount.status",
     "ShellOutcome": "mount.shell",
     "StorageOptions": "builder",
     "TagChange": "tags",
@@ -117,6 +120,7 @@ _HOMES = {
     "inspect_image": "usage",
     "layout_statistics": "usage",
     "mount": "mount",
+    "mount_status": "mount.status",
     "mount_writable": "mount.writable",
     "open_image": "image",
     "parse_reference": "oci",
@@ -125,6 +129,7 @@ _HOMES = {
     "tags": "tags",
     "unmount": "mount",
     "untag": "tags",
+    "verify_mount": "mount.status",
 }
 
 
@@ -166,6 +171,8 @@ __all__ = [
     "InvalidArgumentError",
     "LayoutStatistics",
     "MountError",
+    "MountStatus",
+    "MountVerification",
     "NotFoundError",
     "PathError",
     "PathIsDirectoryError",
@@ -208,6 +215,7 @@ __all__ = [
     "inspect_image",
     "layout_statistics",
     "mount",
+    "mount_status",
     "mount_writable",
     "open_image",
     "parse_reference",
@@ -216,4 +224,5 @@ __all__ = [
     "tags",
     "unmount",
     "untag",
+    "verify_mount",
 ]

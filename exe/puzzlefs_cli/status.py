@@ -24,7 +24,8 @@ serves, so only root and the user that mounted it may. MOUNTPOINT can be that of
 
 _EPILOG = """\
 Blobs count as checked when this mount has verified them once: most are read and verified when a file in them is read.
-`puzzlefs verify MOUNTPOINT` verifies all of them.
+`puzzlefs verify MOUNTPOINT` verifies all of them. A server that takes the place of one that died goes on counting; a
+new version of the program (`puzzlefs restart`) begins anew.
 
 --json prints one object: mountpoint, writable, image (OCI_DIR:TAG as it was mounted), manifest (sha256:…), digest
 (fs-verity; null if the manifest is gone), digest_required (mounted with --digest), verity (auto, kernel, user),

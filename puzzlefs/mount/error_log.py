@@ -25,9 +25,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from puzzlefs.errors import (
     BlobNotFoundError,
@@ -67,8 +66,7 @@ class EventKind(StrEnum):
     """In this program, not in the image."""
 
 
-@dataclass(frozen=True, slots=True)
-class MountEvent:
+class MountEvent(NamedTuple):
     """A request that failed because of the image or the host.
 
     Attributes:
@@ -93,7 +91,7 @@ class MountEvent:
 
     def to_json(self) -> dict[str, object]:
         """As plain values."""
-        return asdict(self)
+        return self._asdict()
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> Self:
@@ -242,7 +240,7 @@ class ErrorLog:
             return events
         paths = self._names.paths(unknown)
         found = [
-            replace(event, path=_joined(paths[event.inode], event.entry))
+            event._replace(path=_joined(paths[event.inode], event.entry))
             if event.path is None and event.inode in paths
             else event
             for event in events
@@ -264,7 +262,7 @@ class ErrorLog:
         ``path`` is that of ``ino``, if the caller knows it.
         """
         entry = None if name is None else name.decode("utf-8", "surrogateescape")
-        message = " ".join(str(error).split())[:_MAX_MESSAGE]
+        message = " ".join(str(error).split())[:_MAX_MESSAGE] or type(error).__name__
         with self._lock:
             self.failed_requests += 1
             if not self._is_new((ino, entry or "", message)):
@@ -282,8 +280,9 @@ class ErrorLog:
             return
         if left_out:
             log.error("%d more errors were not logged", left_out)
-        expected = isinstance(error, PuzzlefsError | OSError)
-        log.error("%s %s: %s", request, _subject(ino, name, path), error, exc_info=None if expected else error)
+        expected = isinstance(error, PuzzlefsError | OSError | MemoryError)
+        text = str(error) or message
+        log.error("%s %s: %s", request, _subject(ino, name, path), text, exc_info=None if expected else error)
 
     def _remember(
         self, request: str, ino: int, error: BaseException, entry: str | None, path: str | None, message: str
@@ -327,7 +326,7 @@ def kind_of_event(error: BaseException) -> EventKind:
             return EventKind.UNVERIFIED
         case FormatError():
             return EventKind.MALFORMED
-        case PuzzlefsError() | OSError():
+        case PuzzlefsError() | OSError() | MemoryError():
             return EventKind.UNREADABLE
         case _:
             return EventKind.DEFECT

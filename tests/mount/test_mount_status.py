@@ -186,6 +186,27 @@ def test_in_the_foreground(odd: Built, foreground: Foreground, point: Path) -> N
         assert process.wait(30) == 0
 
 
+def test_what_outlives_a_server(odd: Built, mounted: Mount, broken: Path) -> None:
+    """Counts, checked blobs and failures, where a guardian puts another server in the place of one that dies."""
+    with mounted(odd.image("v3"), bad_lines=True) as mount:
+        if not _status(mount.path)["supervised"]:
+            pytest.skip("libfuse cannot take over a mount")
+        with open(mount.path / _NAME, "rb") as file, pytest.raises(OSError, match="Input/output error"):
+            os.pread(file.fileno(), 10, _OFFSET)
+        before = _status(mount.path)
+        os.kill(before["server_pid"], signal.SIGKILL)
+        after = _status(mount.path)
+        assert after["server_pid"] != before["server_pid"]
+        assert (before["restarts"], after["restarts"]) == (0, 1)
+        assert after["server_uptime"] < after["uptime"]
+        assert after["events"] == before["events"] != []
+        assert after["corruptions"] == 1
+        assert after["blobs_checked"] == before["blobs_checked"]
+        assert after["requests"]["read"] >= before["requests"]["read"]
+        code, report, _ = _verified(mount.path)
+        assert (code, report["bad_blobs"]) == (5, 1)
+
+
 def test_a_dead_mount(odd: Built, foreground: Foreground, point: Path) -> None:
     with foreground(odd.image("v3")) as process:
         process.kill()
@@ -224,6 +245,27 @@ def other_user(open_directory: Path) -> AsUser:
         )
 
     return run
+
+
+def test_whoever_mounted_may_ask(
+    odd: Built, engine: str, other_user: AsUser, open_directory: Path, tmp_path: Path
+) -> None:
+    layout, point = open_directory / f"layout-{engine}", open_directory / f"own-{engine}"
+    subprocess.run(["cp", "-r", odd.layout / "new", layout], check=True)
+    subprocess.run(["chmod", "-R", "a+rX", layout], check=True)
+    point.mkdir()
+    os.chown(point, _USER, _USER)
+    made = other_user("mount", "--engine", engine, f"{layout}:v3-zstd", point)
+    assert made.returncode == 0, made.stderr
+    try:
+        asked = other_user("status", "--json", point)
+        assert asked.returncode == 0, asked.stderr
+        assert json.loads(asked.stdout)["image"] == f"{layout}:v3-zstd"
+        assert other_user("verify", point).stdout.startswith("sound: ")
+        assert _status(point)["blobs_checked"] == _status(point)["blobs_to_check"]  # root may ask, too
+    finally:
+        taken = other_user("umount", point)
+    assert taken.returncode == 0, taken.stderr
 
 
 def test_another_user_is_refused(odd: Built, mounted: Mount, other_user: AsUser, open_directory: Path) -> None:
