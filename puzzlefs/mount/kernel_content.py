@@ -96,12 +96,14 @@ class ContentServer:
         guesses = (is_fresh or offset == 0 or ino > self._pushed.get(last.blob, ino)) and self._guessing.acquire(False)
         try:
             if guesses and is_fresh:
-                self._look_ahead(ino, offset + size, plan.pieces)
+                with contextlib.suppress(MemoryError):
+                    self._look_ahead(ino, offset + size, plan.pieces)
             views = operations.views(ino, plan)
             if guesses and may_guess:
-                if size <= _SMALL_READ and len(views) == 1:
-                    self._push_around(ino, offset, len(views[0]), last)
-                self._push(ino, last)
+                with contextlib.suppress(MemoryError):
+                    if size <= _SMALL_READ and len(views) == 1:
+                        self._push_around(ino, offset, len(views[0]), last)
+                    self._push(ino, last)
         finally:
             if guesses:
                 self._guessing.release()

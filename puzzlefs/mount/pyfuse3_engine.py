@@ -301,6 +301,8 @@ def _answer(operation: Callable[P, R], *arguments: P.args, **named: P.kwargs) ->
         return operation(*arguments, **named)
     except RequestError as error:
         raise FUSEError(error.errno) from error
+    except MemoryError as error:  # there was none left to say so in the log
+        raise FUSEError(errno.ENOMEM) from error
 
 
 def _entry_attributes(attributes: Attributes) -> EntryAttributes:

@@ -14,6 +14,7 @@ is, silently, whatever goes wrong: who really asks for a chunk is told. Any thre
 
 from __future__ import annotations
 
+import contextlib
 import time
 from queue import SimpleQueue
 from typing import Final
@@ -53,4 +54,5 @@ class ReadAhead:
     def work(self) -> None:
         """Do what is asked for, until the end."""
         while (blob := self._waiting.get()) is not None:
-            self._blobs.will_need(blob)
+            with contextlib.suppress(MemoryError):
+                self._blobs.will_need(blob)
