@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from puzzlefs._version import __version__
@@ -104,7 +104,7 @@ class Answers:
     def _answer(self, request: Mapping[str, object], connection: socket.socket) -> Mapping[str, object] | None:
         name = str(request["request"])
         if name == "status":
-            return self._status()
+            return self._status(connection)
         if name == "verify":
             return self._verify(connection)
         action = self._actions.get(name)
@@ -117,7 +117,7 @@ class Answers:
 
     # ---- status
 
-    def _status(self) -> dict[str, object]:
+    def _status(self, connection: socket.socket) -> dict[str, object]:
         operations, facts, image = self._operations, self._facts, self._operations.image
         errors, now = operations.errors, time.monotonic()
         return {
@@ -127,7 +127,7 @@ class Answers:
             "digest_required": image.anchor is not None,
             "verity": image.verity,
             "blobs_checked": self._soundness.checked(),
-            "blobs_to_check": self._blobs_to_check(),
+            "blobs_to_check": self._blobs_to_check(connection),
             "corruptions": errors.count,
             "failed_requests": errors.failed_requests,
             "events": [event.to_json() for event in errors.events()],
@@ -153,17 +153,34 @@ class Answers:
                 self._digest = self._operations.image.verity_digest()
         return None if self._digest is None else self._digest.hex()
 
-    def _blobs_to_check(self) -> int | None:
-        with self._counting:
+    def _blobs_to_check(self, connection: socket.socket) -> int | None:
+        alive = self._heartbeat(connection)
+        with _held(self._counting, alive):
             try:
-                return self._soundness.total()
+                return self._soundness.total(alive)
             except PuzzlefsError:
                 return None  # malformed as a whole
 
-    # ---- verification
+    # ---- long work
+
+    def _heartbeat(self, connection: socket.socket) -> Callable[[], None]:
+        """What is to be called now and then while nothing else is said, so that neither side waits for nobody."""
+        last = time.monotonic()
+
+        def beat() -> None:
+            nonlocal last
+            if self._ended.is_set():
+                raise _GoneError
+            now = time.monotonic()
+            if now >= last + _HEARTBEAT:
+                last = now
+                _send(connection, "progress", {"done": 0, "total": 0})
+
+        return beat
 
     def _verify(self, connection: socket.socket) -> dict[str, object]:
         began = time.monotonic()
+        alive = self._heartbeat(connection)
         last = 0.0
 
         def progress(done: int, total: int) -> None:
@@ -189,12 +206,8 @@ class Answers:
                 },
             )
 
-        while not self._verifying.acquire(timeout=_HEARTBEAT):
-            progress(0, 0)  # somebody else's is going on
-        try:
-            found = self._soundness.verify(progress, report)
-        finally:
-            self._verifying.release()
+        with _held(self._verifying, alive):  # somebody else's may be going on
+            found = self._soundness.verify(progress, report, alive)
         return {
             "blobs": found.blobs,
             "bytes": found.size,
@@ -205,6 +218,16 @@ class Answers:
 
 class _GoneError(Exception):
     """The client is gone, or the mount is."""
+
+
+@contextlib.contextmanager
+def _held(lock: threading.Lock, alive: Callable[[], None]) -> Iterator[None]:
+    while not lock.acquire(timeout=_HEARTBEAT):
+        alive()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read_request(connection: socket.socket) -> dict[str, object]:

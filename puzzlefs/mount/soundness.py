@@ -27,7 +27,7 @@ from puzzlefs.mount.operations import Operations
 MAX_BAD: Final = 1000
 """Bad blobs that are named; of others no more is known than how many there are."""
 
-_SLICE: Final = 64
+_SLICE: Final = 256
 """Parts of files between two moments of giving way."""
 _OVERLAP: Final = 4
 """How many times more parts than the metadata have room for files can have that share lists (format/README.md, 13)."""
@@ -88,23 +88,33 @@ class Soundness:
         """How many blobs were verified at least once."""
         return len(self._operations.checked)
 
-    def total(self) -> int:
-        """How many blobs there are; the first call goes through all metadata."""
+    def total(self, alive: Callable[[], None]) -> int:
+        """How many blobs there are; the first call goes through all metadata.
+
+        Args:
+            alive: called now and then; may raise to end it.
+
+        Raises:
+            FormatError: if the metadata are malformed as a whole.
+        """
         if self._total is None:
-            self._total = len(self._needed()) // SHA256_SIZE
+            self._total = len(self._needed(alive)) // SHA256_SIZE
         return self._total
 
-    def verify(self, progress: Callable[[int, int], None], report: Callable[[BadBlob], None]) -> Verified:
+    def verify(
+        self, progress: Callable[[int, int], None], report: Callable[[BadBlob], None], alive: Callable[[], None]
+    ) -> Verified:
         """Read and verify every blob once. What is bad is logged, too, and becomes events of the mount.
 
         Args:
             progress: called after each blob with how many are done, of how many; may raise to end it.
             report: called with bad blobs, when all are done; with ``MAX_BAD`` at most.
+            alive: called now and then where there is no progress to tell; may raise, too.
 
         Raises:
             FormatError: if the metadata are malformed as a whole.
         """
-        needed = self._needed()
+        needed = self._needed(alive)
         self._total = total = len(needed) // SHA256_SIZE
         progress(0, total)
         size = count = 0
@@ -118,15 +128,15 @@ class Soundness:
                 if count <= MAX_BAD:
                     bad[digest] = error.with_traceback(None)
             progress(number + 1, total)
-        for blob in self._describe(bad):
+        for blob in self._describe(bad, alive):
             report(blob)
         return Verified(total, size, count)
 
     # ---- inside
 
-    def _describe(self, bad: Mapping[Digest, PuzzlefsError]) -> Iterator[BadBlob]:
+    def _describe(self, bad: Mapping[Digest, PuzzlefsError], alive: Callable[[], None]) -> Iterator[BadBlob]:
         errors, roles = self._operations.errors, self._roles()
-        users = self._users({digest for digest in bad if digest not in roles})
+        users = self._users({digest for digest in bad if digest not in roles}, alive)
         paths = errors.paths({ino for inos in users.values() for ino in inos[:_MAX_FILES]})
         for digest, error in bad.items():
             inos = users.get(digest, array("Q"))
@@ -148,29 +158,29 @@ class Soundness:
             roles[image.manifest_digest] = "rootfs"
         return roles
 
-    def _needed(self) -> bytearray:
+    def _needed(self, alive: Callable[[], None]) -> bytearray:
         """The digests of all blobs, each once, one behind the other."""
         found = bytearray()
         seen = DigestSet(len(self._image.rootfs.verity))
         for digest in self._roles():
             if seen.add(digest):
                 found += digest
-        for _, digest in self._uses():
+        for _, digest in self._uses(alive):
             if seen.add(digest):
                 found += digest
         return found
 
-    def _users(self, digests: set[Digest]) -> dict[Digest, array[int]]:
+    def _users(self, digests: set[Digest], alive: Callable[[], None]) -> dict[Digest, array[int]]:
         """The visible files that have bytes in some chunks."""
         users: dict[Digest, array[int]] = {}
-        for ino, digest in self._uses() if digests else ():
+        for ino, digest in self._uses(alive) if digests else ():
             if digest in digests:
                 inos = users.setdefault(digest, array("Q"))
                 if not inos or inos[-1] != ino:
                     inos.append(ino)
         return users
 
-    def _uses(self) -> Iterator[tuple[int, Digest]]:
+    def _uses(self, alive: Callable[[], None]) -> Iterator[tuple[int, Digest]]:
         """Every visible file with each chunk that it has bytes in; files that are malformed are passed over."""
         tree = self._image.tree
         most = _OVERLAP * tree.max_entries
@@ -183,6 +193,7 @@ class Soundness:
                     count += 1
                     if count % _SLICE == 0:
                         time.sleep(_MOMENT)
+                        alive()
                     if part.length:
                         yield ino, part.blob.digest
             if count > most:

@@ -161,7 +161,7 @@ def verify_mount(mountpoint: str | Path, *, progress: Callable[[int, int], None]
 
     Args:
         mountpoint: where it is.
-        progress: called now and then with how many blobs are done, of how many (0 as long as that is not known).
+        progress: called now and then with how many blobs are done, of how many.
 
     Raises:
         NotFoundError: as ``mount_status``.
@@ -170,8 +170,9 @@ def verify_mount(mountpoint: str | Path, *, progress: Callable[[int, int], None]
     bad: dict[str, UnsoundBlob] = {}
 
     def take(key: str, value: JsonObject) -> None:
-        if key == "progress" and progress is not None:
-            progress(_is(int, value.get("done")), _is(int, value.get("total")))
+        total = value.get("total")
+        if key == "progress" and progress is not None and total:  # else it says no more than that it is alive
+            progress(_is(int, value.get("done")), _is(int, total))
         if key == "bad":
             blob = _bad_blob(value)
             bad[blob.digest] = blob  # and not once more, if a second server says it again

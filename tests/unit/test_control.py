@@ -20,7 +20,7 @@ from support.layouts import damaged
 from puzzlefs._version import __version__
 from puzzlefs.errors import InvalidArgumentError, MountError, NotFoundError
 from puzzlefs.image import Image, open_image
-from puzzlefs.mount import control_answers, control_client
+from puzzlefs.mount import control_answers, control_client, soundness
 from puzzlefs.mount.control import Action, Control, ServerFacts, address_of, listen
 from puzzlefs.mount.control_client import LiveMount, ask, find_mount
 from puzzlefs.mount.counters import RequestCounters
@@ -202,6 +202,20 @@ def test_verification_finds_what_is_bad_and_the_files_that_are_hit(
     assert status["corruptions"] == 5
     assert status["blobs_checked"] == 3 + 0  # what opening the image had read, and the configuration
     assert sum(corrupt.hex() in record.getMessage() for record in caplog.records) == 2
+
+
+def test_long_work_shows_that_it_is_alive(
+    controlled: Controlled, live: LiveMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soundness, "_SLICE", 1)
+    monkeypatch.setattr(control_answers, "_HEARTBEAT", 0)
+    seen: list[tuple[str, dict[str, object]]] = []
+    with controlled():
+        ask(live, "status", lambda key, value: seen.append((key, dict(value))))
+        first = list(seen)
+        ask(live, "status", lambda key, value: seen.append((key, dict(value))))
+    assert first == [("progress", {"done": 0, "total": 0})] * 4  # parts of files
+    assert seen == first, "what was counted is known"
 
 
 def test_other_requests(controlled: Controlled, live: LiveMount) -> None:
