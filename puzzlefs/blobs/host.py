@@ -49,8 +49,13 @@ def storage_errors(action: str, path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "")
-        raise StorageError(f"cannot {action} {path}: {error.strerror or error}", hint=hint) from error
+        raise storage_error(error, action, path) from error
+
+
+def storage_error(error: OSError, action: str, path: object) -> StorageError:
+    """What ``storage_errors`` raises."""
+    hint = _HINTS.get(error.errno or 0, "")
+    return StorageError(f"cannot {action} {path}: {error.strerror or error}", hint=hint)
 
 
 def open_regular(name: str, what: str, *, dir_fd: int) -> int:

@@ -16,11 +16,12 @@ import enum
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
 from typing import Final
 
-from puzzlefs.blobs.host import hash_file, write_all
+from puzzlefs.blobs.host import hash_file, storage_error, write_all
 from puzzlefs.digest import Digest
-from puzzlefs.errors import IntegrityError
+from puzzlefs.errors import IntegrityError, StorageError
 
 _FICLONE: Final = 0x40049409
 _BLOCK_SIZE: Final = 1 << 20
@@ -33,6 +34,20 @@ class Transferred(enum.Enum):
     LINKED = "linked"
     CLONED = "cloned"
     COPIED = "copied"
+
+
+class UnreadableBlobError(StorageError):
+    """The blob cannot be read. Everything else that fails is about where it was to go."""
+
+
+@contextlib.contextmanager
+def reading(subject: object) -> Iterator[None]:
+    """An error of the host inside is one of reading ``subject``."""
+    try:
+        yield
+    except OSError as error:
+        told = storage_error(error, "read", subject)
+        raise UnreadableBlobError(told.message, hint=told.hint) from error
 
 
 def transfer(source: int, digest: Digest, directory: int, name: str, subject: str) -> Transferred:
@@ -50,13 +65,15 @@ def transfer(source: int, digest: Digest, directory: int, name: str, subject: st
 
     Raises:
         IntegrityError: if it is not what ``digest`` says. There is no new file then, as in every case of failure.
-        OSError: if the host fails.
+        UnreadableBlobError: if it cannot be read.
+        OSError: if the new file cannot be made.
     """
     try:
         if _link(source, directory, name):
-            how, actual = Transferred.LINKED, hash_file(source)
+            with reading(subject):
+                how, actual = Transferred.LINKED, hash_file(source)
         else:
-            how, actual = _hash_of_copy(source, directory, name)
+            how, actual = _hash_of_copy(source, directory, name, subject)
         if actual != digest:
             raise IntegrityError(
                 subject, expected=digest.hex(), actual=actual.hex(), hint="restore it from a good copy"
@@ -79,7 +96,7 @@ def _link(source: int, directory: int, name: str) -> bool:
     return True
 
 
-def _hash_of_copy(source: int, directory: int, name: str) -> tuple[Transferred, Digest]:
+def _hash_of_copy(source: int, directory: int, name: str, subject: str) -> tuple[Transferred, Digest]:
     """Clone or copy the blob; the digest of what was written."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     target = os.open(name, flags, 0o644, dir_fd=directory)
@@ -91,9 +108,12 @@ def _hash_of_copy(source: int, directory: int, name: str) -> tuple[Transferred, 
         else:
             return Transferred.CLONED, hash_file(target)
         hasher = hashlib.sha256()
-        while block := os.read(source, _BLOCK_SIZE):
+        while True:
+            with reading(subject):
+                block = os.read(source, _BLOCK_SIZE)
+            if not block:
+                return Transferred.COPIED, Digest(hasher.digest())
             hasher.update(block)
             write_all(target, block)
-        return Transferred.COPIED, Digest(hasher.digest())
     finally:
         os.close(target)

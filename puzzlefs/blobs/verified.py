@@ -323,7 +323,8 @@ class VerifiedBlobs:
         content = self._read_quickly(digest)
         if content is None:
             if not compressed:
-                size = self._layout.blob_size(digest)
+                with storage_errors("read", self._layout.blob_path(digest)):
+                    size = self._layout.blob_size(digest)
                 if size is not None and size > _IN_MEMORY_SIZE:
                     return None
             content = self.read(digest, limit=MAX_CHUNK_CONTENT)

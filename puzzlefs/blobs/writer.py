@@ -35,7 +35,7 @@ from typing import Final, Self
 from puzzlefs.blobs.host import close_read, hash_file, storage_errors, sync_file_system, write_all
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
 from puzzlefs.blobs.lease import Lease, Root
-from puzzlefs.blobs.transfer import Transferred, transfer
+from puzzlefs.blobs.transfer import Transferred, reading, transfer
 from puzzlefs.digest import Digest
 from puzzlefs.errors import BlobNotFoundError, PuzzlefsError, StorageError
 
@@ -133,14 +133,15 @@ class BlobWriter:
             BlobNotFoundError: if ``source`` does not have it.
             FormatError: if something stands there that is not a regular file.
             IntegrityError: if it is not what its name says.
-            StorageError: if it cannot be read or written.
+            StorageError: if it cannot be written, and as ``UnreadableBlobError`` if it cannot be read.
         """
         subject = f"blob {source.blob_path(digest)}"
-        with storage_errors("read", source.blob_path(digest)):
+        with reading(subject):
             fd = source.open_blob(digest)
         try:
             with storage_errors("copy a blob to", self._layout.path):
-                size = os.fstat(fd).st_size
+                with reading(subject):
+                    size = os.fstat(fd).st_size
                 if self.adopt(digest, size):
                     return size
                 self._its_lease()

@@ -10,7 +10,6 @@ A source is never trusted: a blob that is fetched is hashed on the way, one that
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.blobs.host import storage_errors
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX
 from puzzlefs.blobs.lease import Lease
+from puzzlefs.blobs.transfer import UnreadableBlobError
 from puzzlefs.digest import Digest
 from puzzlefs.errors import PuzzlefsError, StorageError
 from puzzlefs.fsck.check import Check
@@ -31,9 +31,6 @@ from puzzlefs.oci import EMPTY_CONFIG_DATA
 
 _KNOWN: Final = {Digest.of(EMPTY_CONFIG_DATA): EMPTY_CONFIG_DATA}
 """Blobs whose content is fixed by the format."""
-
-_OUR_FAULT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""What only the layout that is written to can be the reason for."""
 
 
 class Repair:
@@ -86,11 +83,12 @@ class Repair:
         for source in self._sources:
             try:
                 writer.put_from(source, digest)
-            except StorageError as error:
-                if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OUR_FAULT:
-                    raise
+            except UnreadableBlobError:
+                continue  # it has a bad one, too
+            except StorageError:
+                raise  # the layout cannot be written to
             except PuzzlefsError:
-                continue  # it has none, or a bad one, too
+                continue  # it has none, or another
             else:
                 return str(source.path)
         return None
@@ -113,9 +111,10 @@ class Repair:
 
     @contextlib.contextmanager
     def _out_of_the_way(self, digests: dict[Digest, str]) -> Iterator[None]:
-        """Move directories that have names of blobs aside; afterwards they are removed if they are empty."""
+        """Move directories that have names of blobs aside; afterwards they are removed if they are empty, or are where
+        they were if something went wrong."""
         fd = self._layout.blobs_fd
-        moved: list[str] = []
+        moved: dict[str, str] = {}
         with storage_errors("repair", self._layout.path):
             for digest in digests:
                 name = digest.hex()
@@ -123,9 +122,15 @@ class Repair:
                     if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                         aside = f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}-aside"
                         os.rename(name, aside, src_dir_fd=fd, dst_dir_fd=fd)
-                        moved.append(aside)
-        yield
-        for aside in moved:
+                        moved[name] = aside
+        try:
+            yield
+        except BaseException:
+            for name, aside in moved.items():
+                with contextlib.suppress(OSError):  # what is good may have taken its place by now
+                    os.rename(aside, name, src_dir_fd=fd, dst_dir_fd=fd)
+            raise
+        for aside in moved.values():
             with contextlib.suppress(OSError):  # somebody's files are in it
                 os.rmdir(aside, dir_fd=fd)
 

@@ -199,6 +199,11 @@ class _Survey:
         self._content = array("Q")  # of chunks, by number: how far the file that goes furthest reaches
         self._masks: list[int] = [0] * self._present
 
+    def _shares_blobs(self) -> bool:
+        path = self._layout.path / "blobs" / "sha256"
+        with storage_errors("look at", path):
+            return path.is_symlink()
+
     def _list_blobs(self) -> None:
         path = self._layout.path / "blobs" / "sha256"
         with storage_errors("list", path), os.scandir(self._layout.blobs_fd) as listing:
@@ -330,7 +335,7 @@ class _Survey:
             blob_bytes=sum(self._sizes),
             unreachable_blobs=len(unreached) if is_complete else None,
             unreachable_bytes=self._sum(unreached) if is_complete else None,
-            shares_blobs=(self._layout.path / "blobs" / "sha256").is_symlink(),
+            shares_blobs=self._shares_blobs(),
             deduplication=_ratio(apparent_bytes, unique_bytes),
             compression=_ratio(unique_bytes, chunk_bytes),
         )

@@ -49,6 +49,8 @@ CHANGES = Kind.WRITE | Kind.CREATE | Kind.SYNC | Kind.RENAME | Kind.LINK | Kind.
 """What changes a layout."""
 GROWS = Kind.WRITE | Kind.CREATE | Kind.SYNC | Kind.RENAME | Kind.LINK | Kind.MKDIR
 """What fails on a full disk."""
+READS = Kind.OPEN | Kind.READ | Kind.STAT | Kind.LIST
+"""What reads one."""
 EVERYTHING = Kind(sum(Kind))
 
 

@@ -14,6 +14,7 @@ import errno
 import os
 import random
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,11 @@ from zlib import crc32
 
 import pytest
 from commands import CASES, Stage, build_case
-from faulty_calls import CHANGES, EVERYTHING, GROWS, Action, Fault, FaultyCommand, Kind, choose
-from stage import Case
+from faulty_calls import CHANGES, EVERYTHING, GROWS, READS, Action, Fault, FaultyCommand, Kind, choose
+from stage import NOTHING, Case
 from support.writable import needs_root, writable
+
+from puzzlefs_cli.exit_codes import ExitCode
 
 pytestmark = pytest.mark.crash
 
@@ -69,6 +72,34 @@ def test_a_call_that_fails(case: Case, command: FaultyCommand, mode: str) -> Non
     try_all(case, command, mode)
 
 
+@pytest.mark.parametrize("words", [["export", "-o"], ["extract"], ["cat"]])
+def test_a_layout_that_cannot_be_read(place: Path, command: FaultyCommand, words: list[str]) -> None:
+    """The error is about the layout, whatever is done with what should have been read."""
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        stage = Stage(Path(name))
+        target = stage.place / "target"
+        image = f"{stage.layout}:old"
+        more: dict[str, list[object]] = {
+            "export": [target, image],
+            "extract": [image, target],
+            "cat": [image, "/file-0"],
+        }
+        whole = [*words, *more[words[0]]]
+        calls = command.calls(stage.layout, READS, *whole)
+        ended = set()
+        for number in choose(calls):
+            for stays in (False, True):
+                subprocess.run(["rm", "-rf", target], check=True)
+                fault = Fault(READS, at=number, number=errno.EIO, stays=stays)
+                done = command.run(stage.layout, fault, *whole)
+                ended.add(done.code)
+                if done.code != 0:
+                    assert done.code == ExitCode.IO, done
+                    assert str(stage.layout) in done.stderr, done
+                    assert "Input/output error; " in done.stderr, done
+        assert ExitCode.IO in ended
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_call_that_fails_in_a_worker(place: Path, command_with_processes: FaultyCommand, mode: str) -> None:
     """Or in the process that has workers."""
@@ -90,3 +121,20 @@ def test_a_call_that_fails_while_a_mount_is_committed(place: Path, command: Faul
             case = Case("commit", ["commit", mount.path, "new"], stage.layout)
             case.prepare(command)
             try_all(case, command, mode)
+
+
+def test_what_a_repair_moves_aside_comes_back(place: Path, command: FaultyCommand) -> None:
+    """A directory has a blob's name, with somebody's files in it, and what is good cannot take its place."""
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        case = CASES["repair-from"](Stage(Path(name)))
+        blob = case.layout / "blobs" / "sha256" / min(case.bad)
+        blob.unlink(missing_ok=True)
+        blob.mkdir()
+        (blob / "file").write_text("somebody's")
+        done = command.run(case.layout, Fault(Kind.SYNC, at=1, number=errno.EIO), *case.words)
+        assert done.hit
+        assert done.code == ExitCode.IO
+        assert (blob / "file").read_text() == "somebody's"
+        done = command.run(case.layout, NOTHING, *case.words)
+        assert done.code == 0
+        assert blob.is_file()
