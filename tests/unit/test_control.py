@@ -18,6 +18,9 @@ from support.forge import Forge, directory, regular
 from support.layouts import damaged
 
 from puzzlefs._version import __version__
+from puzzlefs.blobs import verified
+from puzzlefs.builder import build
+from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import InvalidArgumentError, MountError, NotFoundError
 from puzzlefs.image import Image, open_image
 from puzzlefs.mount import control_answers, control_client, soundness
@@ -26,6 +29,7 @@ from puzzlefs.mount.control_client import LiveMount, ask, find_mount
 from puzzlefs.mount.counters import RequestCounters
 from puzzlefs.mount.mountinfo import IMAGE_FS_TYPE, Mount
 from puzzlefs.mount.operations import Operations
+from puzzlefs.verity import verity_digest
 
 pytestmark = pytest.mark.unit
 
@@ -202,6 +206,41 @@ def test_verification_finds_what_is_bad_and_the_files_that_are_hit(
     assert status["corruptions"] == 5
     assert status["blobs_checked"] == 3 + 0  # what opening the image had read, and the configuration
     assert sum(corrupt.hex() in record.getMessage() for record in caplog.records) == 2
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_verification_where_the_kernel_vouches(
+    tmp_path: Path, device: str, live: LiveMount, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """With a kernel that measures what it is asked for, as the one of ``tests/verity`` does."""
+    measured: list[int] = []
+
+    def measure(fd: int) -> VerityDigest:
+        size = os.fstat(fd).st_size
+        measured.append(size)
+        return verity_digest(os.pread(fd, size, 0))
+
+    monkeypatch.setattr(verified, "measure", measure)
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(3):
+        (source / str(number)).write_bytes(bytes([number]) * 300_000)
+    reference = f"{tmp_path / 'built'}:t"
+    report = build(source, reference, format_version=version)
+    listener = listen(device)
+    assert listener is not None
+    with listener, open_image(reference, digest=report.digest, verity="kernel") as image:
+        facts = ServerFacts(Path("/"), "kernel", 0, 0)
+        control = Control(listener, Operations(image), RequestCounters(), facts)
+        control.start()
+        measured.clear()
+        result = ask(live, "verify")
+        status = ask(live, "status")
+        control.stop()
+    assert result["bad"] == 0
+    assert result["blobs"] == status["blobs_checked"] == status["blobs_to_check"]
+    assert len(measured) == result["blobs"] - (version == 3), "of all but the configuration a digest is recorded"
+    assert (status["verity"], status["digest_required"]) == ("kernel", True)
 
 
 def test_long_work_shows_that_it_is_alive(
