@@ -199,7 +199,7 @@ need_verity_machine() {
         packages+=("linux-image-$(dpkg --print-architecture 2>/dev/null || echo amd64)")
     fi
     command -v "qemu-system-$(uname -m)" >/dev/null || packages+=("$emulator")
-    packages+=(busybox-static fsverity file kmod udev)   # vng asks for `file` without depending on it
+    packages+=(busybox-static fsverity e2fsprogs btrfs-progs file kmod udev)   # vng asks for `file` without depending on it
     need_packages "${packages[@]}"
 }
 

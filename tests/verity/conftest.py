@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from disks import Disk, MakeDisk
+from disks import Disk, Kind, MakeDisk
 from machine import INSIDE, MachineUnavailableError, Outcome, inside_machine, run_in_machine
 
 HERE = Path(__file__).parent
@@ -96,8 +96,8 @@ def _results(config: pytest.Config) -> tuple[Mapping[str, Outcome], str]:
 def _make_disks(factory: pytest.TempPathFactory) -> Iterator[MakeDisk]:
     disks: list[Disk] = []
 
-    def make(*, verity: bool = True, size: int = 64 << 20) -> Disk:
-        disks.append(Disk(factory.mktemp("disk") / "ext4", verity=verity, size=size))
+    def make(*, verity: bool = True, size: int = 64 << 20, kind: Kind = "ext4") -> Disk:
+        disks.append(Disk(factory.mktemp("disk") / kind, verity=verity, size=size, kind=kind))
         return disks[-1]
 
     yield make

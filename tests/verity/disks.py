@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
+
+import pytest
 
 from puzzlefs.digest import VerityDigest
 from puzzlefs.verity import find_measurement
 
 MakeDisk = Callable[..., "Disk"]
-"""``make_disk(verity=True, size=64 << 20)``, a fixture."""
+"""``make_disk(verity=True, size=64 << 20, kind="ext4")``, a fixture."""
+
+Kind = Literal["ext4", "btrfs"]
+
+_SMALLEST_BTRFS = 128 << 20
 
 
 class Disk:
-    """A small ext4 file system on a loop device in the machine's memory."""
+    """A small file system on a loop device in the machine's memory."""
 
-    def __init__(self, directory: Path, *, verity: bool, size: int) -> None:
+    def __init__(self, directory: Path, *, verity: bool, size: int, kind: Kind) -> None:
         self.image = directory / "disk"
         self.root = directory / "mounted"
+        self.kind = kind
         directory.mkdir()
         self.root.mkdir()
         with self.image.open("wb") as file:
-            file.truncate(size)
-        features = "verity" if verity else "^verity"
-        # Small disks get smaller blocks by default, and kernels before 6.3 have fs-verity for whole pages only.
-        run("mkfs.ext4", "-q", "-b", "4096", "-O", features, self.image)
+            file.truncate(size if kind == "ext4" else max(size, _SMALLEST_BTRFS))
+        if kind == "ext4":
+            features = "verity" if verity else "^verity"
+            # Small disks get smaller blocks by default, and kernels before 6.3 have fs-verity for whole pages only.
+            run("mkfs.ext4", "-q", "-b", "4096", "-O", features, self.image)
+        else:
+            _need_btrfs()
+            run("mkfs.btrfs", "-q", self.image)
         self.device = ""
         self.mount()
 
     def mount(self, options: str = "rw") -> None:
-        run("mount", "-t", "ext4", "-o", f"loop,{options}", self.image, self.root)
+        if self.kind == "btrfs":
+            options += ",nodatasum"  # its own checksums would find every corruption first
+        run("mount", "-t", self.kind, "-o", f"loop,{options}", self.image, self.root)
         self.device = run("findmnt", "-n", "-o", "SOURCE", self.root).strip()
 
     def unmount(self) -> None:
@@ -68,6 +83,14 @@ def fs_verity_of(path: Path) -> VerityDigest | None:
         return find_measurement(fd)
     finally:
         os.close(fd)
+
+
+def _need_btrfs() -> None:
+    """Skips the test unless there is a btrfs that has fs-verity, as it does since Linux 5.15."""
+    if shutil.which("mkfs.btrfs") is None:
+        pytest.skip("mkfs.btrfs is not installed (apt: btrfs-progs)")
+    if subprocess.run(["modprobe", "btrfs"], check=False).returncode:
+        pytest.skip("this kernel has no btrfs")
 
 
 def run(*command: str | Path) -> str:

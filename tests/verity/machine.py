@@ -5,6 +5,12 @@ root.
 run), runs pytest in it and returns what each test came to. The machine sees the root file system read-only,
 except for the one directory in which it reports; what it writes lies in its own memory and is gone with it.
 
+It asks this machine for each name of each path that it looks up, every time, and Python looks up thousands until pytest
+is there: minutes of emulation. So the directories that tests and their interpreter come from are seen through a second
+device, of which the machine may remember what it has seen: nobody changes them meanwhile.
+
+Run as a program, this module tells whether there can be a machine here, and what is missing if there cannot.
+
 What is needed: a kernel with its modules in ``/boot`` and ``/lib/modules`` (Debian: ``linux-image-amd64``),
 QEMU (``qemu-system-x86``), a static busybox (``busybox-static``) and ``vng`` (PyPI: ``virtme-ng``).
 """
@@ -30,8 +36,13 @@ INSIDE = "PUZZLEFS_TEST_MACHINE_REPORT"
 JSON each."""
 
 _BOOT_AND_RUN_SECONDS = 1200
-_OWN_DIRECTORIES = ("/tmp", "/var/tmp", "/run", "/var/run", "/dev", "/sys", "/proc")
-"""Where the machine mounts file systems of its own over this machine's files."""
+_NEAR = "/run/near"
+_NEAR_TAG = "near"
+_NEAR_OPTIONS = "ro,trans=virtio,version=9p2000.L,access=any,msize=524288,cache=loose"
+_NEAR_DEVICE = (
+    f"-fsdev local,id={_NEAR_TAG},path=/,security_model=none,readonly=on,multidevs=remap "
+    f"-device virtio-9p-pci,fsdev={_NEAR_TAG},mount_tag={_NEAR_TAG}"
+)
 _TAIL = 2000
 
 
@@ -131,14 +142,18 @@ def run_in_machine(node_ids: Sequence[str], directory: Path) -> tuple[Mapping[st
     ]  # fmt: skip
     script = directory / "run.sh"
     script.write_text(
+        "set -e\n"
         "modprobe -a fuse loop ext4\n"
+        f"mkdir {_NEAR}\n"
+        f"mount -t 9p -o {_NEAR_OPTIONS} {_NEAR_TAG} {_NEAR}\n"
+        f"{_show_near(directory)}"
         f"cd {shlex.quote(str(PROJECT))}\n"
         f"exec {shlex.join(['env', '-i', *assignments, *pytest, f'@{arguments}'])}\n"
     )
     console = directory / "console"
     command = [
         vng, "--disable-kvm", "--run", kernel, "--user", "root", "--cpus", "2", "--memory", "2G",
-        f"--rwdir={directory}", *_hidden_directories(), "--", f"sh {shlex.quote(str(script))}",
+        f"--rwdir={directory}", f"--qemu-opts={_NEAR_DEVICE}", "--", f"sh {shlex.quote(str(script))}",
     ]  # fmt: skip
     with console.open("wb") as output:
         process = subprocess.Popen(
@@ -169,16 +184,39 @@ def run_in_machine(node_ids: Sequence[str], directory: Path) -> tuple[Mapping[st
     return outcomes, console.read_bytes()[-_TAIL:].decode(errors="replace")
 
 
-def _hidden_directories() -> list[str]:
-    """Options that show what the tests read where the machine would have an empty directory of its own instead."""
-    needed = (PROJECT, PROJECT.parent / "shared", Path(sys.prefix), Path(sys.base_prefix))
+def _show_near(report: Path) -> str:
+    """Commands that put what the tests read through the second device where they look for it.
+
+    It may lie where the machine has an empty directory of its own, such as ``/tmp``. What holds the directory for the
+    report stays as it is: it would be hidden.
+    """
     shown: list[Path] = []
-    for path in needed:
-        below = any(path.is_relative_to(own) for own in _OWN_DIRECTORIES)
-        if below and path.exists() and not any(path.is_relative_to(other) for other in shown):
+    for path in (PROJECT, PROJECT.parent / "shared", Path(sys.prefix), Path(sys.base_prefix)):
+        if path.exists() and not report.is_relative_to(path) and not any(map(path.is_relative_to, shown)):
             shown.append(path)
-    return [f"--rodir={path}" for path in shown]
+    commands = ""
+    for path in shown:
+        here, there = shlex.quote(str(path)), shlex.quote(f"{_NEAR}{path}")
+        commands += f"mkdir -p {here}\nmount --bind {there} {here}\n"
+    return commands
 
 
 def _version(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def main() -> int:
+    """Tell whether the tests in this directory can be run here."""
+    try:
+        kernel, release = find_kernel()
+        find_vng()
+    except MachineUnavailableError as error:
+        print(f"no machine with fs-verity can be emulated here: {error}", file=sys.stderr)
+        print("`make setup-verity`, as root, installs kernel and emulator, `make setup` the rest", file=sys.stderr)
+        return 1
+    print(f"fs-verity is tested by Linux {release} ({kernel}) in an emulated machine")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

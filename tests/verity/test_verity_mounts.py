@@ -7,12 +7,13 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command import puzzlefs
-from disks import Disk, MakeDisk, fs_verity_of
+from disks import Disk, Kind, MakeDisk, fs_verity_of
 
 from puzzlefs import open_image
 
@@ -22,6 +23,16 @@ INTEGRITY, NOT_SUPPORTED = 5, 6
 
 PLAIN = 600_000
 """Bytes of the file ``plain``, which is several chunks long."""
+
+KERNEL = ("--verity", "kernel")
+
+VARIANTS: dict[str, tuple[Kind, tuple[str, ...]]] = {
+    "version 1": ("ext4", ("--format-version=1",)),
+    "version 2, zstd": ("ext4", ("--format-version=2", "-c")),
+    "version 3": ("ext4", ()),
+    "btrfs": ("btrfs", ()),
+}
+"""On which kind of disk, and how, images are made."""
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +55,21 @@ def disk(make_module_disk: MakeDisk) -> Disk:
     return make_module_disk()
 
 
+@pytest.fixture(scope="module")
+def btrfs(make_module_disk: MakeDisk) -> Disk:
+    return make_module_disk(kind="btrfs")
+
+
 class Sealed:
-    """An image on a disk with fs-verity."""
+    """An image on a disk with fs-verity.
+
+    Attributes:
+        log_file: what the servers of its mounts have to say.
+    """
 
     def __init__(self, layout: Path, digest: str) -> None:
         self.layout = layout
+        self.log_file = Path(tempfile.mkdtemp()) / "log"
         self.reference = f"{layout}:tag"
         self.digest = digest
 
@@ -66,13 +87,18 @@ class Sealed:
         mountpoint = self.layout.with_name(f"{self.layout.name}-mounted")
         mountpoint.mkdir()
         try:
-            puzzlefs("mount", *options, self.reference, mountpoint)
+            puzzlefs("mount", "--log-file", self.log_file, *options, self.reference, mountpoint)
             try:
                 yield mountpoint
             finally:
                 puzzlefs("umount", mountpoint)
         finally:
             mountpoint.rmdir()
+
+    def has_logged(self, *words: str) -> bool:
+        """Whether there is a line about an error that has all these words."""
+        lines = self.log_file.read_text().splitlines()
+        return any(" ERROR " in line and all(word in line for word in words) for line in lines)
 
 
 def build(disk: Disk, source: Path, name: str, *options: str, enable: bool = True) -> Sealed:
@@ -134,9 +160,11 @@ def assert_eio(path: Path, offset: int) -> None:
         os.close(fd)
 
 
-@pytest.mark.parametrize("options", [("--format-version=1",), ("--format-version=2", "-c"), ()])
-def test_session(disk: Disk, source: Path, options: tuple[str, ...]) -> None:
-    image = build(disk, source, f"session{len(options)}", *options, enable=False)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_session(request: pytest.FixtureRequest, source: Path, variant: str) -> None:
+    kind, options = VARIANTS[variant]
+    disk: Disk = request.getfixturevalue("disk" if kind == "ext4" else kind)
+    image = build(disk, source, f"session {variant}".replace(" ", "-"), *options, enable=False)
     kernel = ("--digest", image.digest, "--verity", "kernel")
     wrong = image.digest[::-1]
     nowhere = image.layout.with_name("nowhere")
@@ -222,23 +250,50 @@ def test_metadata_without_fs_verity_is_not_mounted_by_the_kernels_word(image: Se
         puzzlefs("enable-fs-verity", image.reference, image.digest)
 
 
-def test_corruption_under_the_file_system_reaches_the_reader(make_disk: MakeDisk, source: Path) -> None:
-    disk = make_disk()
-    image = build(disk, source, "image")
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "version 3"])
+def test_blobs_that_are_not_sealed_or_others(request: pytest.FixtureRequest, source: Path, variant: str) -> None:
+    """The tests above, in short, for the other versions and file systems."""
+    kind, options = VARIANTS[variant]
+    disk: Disk = request.getfixturevalue("disk" if kind == "ext4" else kind)
+    image = build(disk, source, f"touched {variant}".replace(" ", "-"), *options)
+    bare, other = image.blob_of(b"plain", PLAIN // 2), image.blob_of(b"text", 100_000)
+    assert bare != other
+    replace(bare, bare.read_bytes())
+    replace(other, flip(other.read_bytes(), 0))
+    disk.enable(other)
+    with image.mounted("-d", image.digest, *KERNEL) as mounted:
+        assert_eio(mounted / "plain", PLAIN // 2)
+        assert_eio(mounted / "text", 100_000)
+        assert (mounted / "link").readlink() == Path("directory/one")
+    assert image.has_logged(bare.name, "'/plain'", "does not have fs-verity enabled")
+    assert image.has_logged(other.name, "'/text'", "measured by the kernel")
+    with image.mounted("-d", image.digest) as mounted:
+        with open(mounted / "plain", "rb") as shown, open(source / "plain", "rb") as expected:
+            assert os.pread(shown.fileno(), 100, PLAIN // 2) == os.pread(expected.fileno(), 100, PLAIN // 2)
+        assert_eio(mounted / "text", 100_000)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_corruption_under_the_file_system_reaches_the_reader(make_disk: MakeDisk, source: Path, variant: str) -> None:
+    kind, options = VARIANTS[variant]
+    disk = make_disk(kind=kind)
+    image = build(disk, source, "image", *options)
     path = image.blob_of(b"plain", PLAIN // 2)
     with open_image(image.reference) as opened:
         piece = opened.tree.plan(opened.tree.lookup(1, b"plain").ino, PLAIN // 2, 1).pieces[0]
-    block = piece.offset // 4096 * 4096
+    block = min(piece.offset, path.stat().st_size - 1) // 4096 * 4096  # an offset in what zstd was made of, if it was
     stored = path.read_bytes()[block : block + 4096]
     disk.corrupt(stored, flip(stored, len(stored) // 2))
 
     assert fs_verity_of(path) is not None
     with pytest.raises(OSError, match="Input/output error"):
         path.read_bytes()
-    for mode in ("kernel", "auto"):
+    for mode in ("kernel", "auto") if variant == "version 3" else ("kernel",):
         with image.mounted("-d", image.digest, "--verity", mode) as mounted:
             assert_eio(mounted / "plain", PLAIN // 2)
             assert (mounted / "directory" / "one").read_bytes() == b"1"
+        assert image.has_logged(path.name, "'/plain'", "Input/output error")
+        image.log_file.unlink()
 
 
 def test_extract_by_the_kernels_word(image: Sealed, source: Path, tmp_path: Path) -> None:
