@@ -58,7 +58,7 @@ _PATIENCE: Final = 3.0
 _START_PATIENCE: Final = 60.0
 """Seconds that a new version of the program has until it serves."""
 _QUICK: Final = 1.0
-"""Seconds: a server that lived shorter, and answered nothing, makes the next one wait."""
+"""Seconds: a server that lived shorter, and answered nothing new, makes the next one wait."""
 _FIRST_DELAY: Final = 0.05
 _MAX_DELAY: Final = 5.0
 _FATAL: Final = 5
@@ -118,7 +118,7 @@ class _Guardian:
         self._is_forking = True
         self._start_at = 0.0
         self._leftover: list[bytes] = []
-        self._quick_deaths = 0
+        self._futile = 0
         self._deaths: dict[int, int] = {}
         self._dying: int | None = None
         self._asking: list[socket.socket] = []
@@ -366,9 +366,10 @@ class _Guardian:
         """Have another server take the place of one that is as good as dead."""
         self._server = None
         self._recover(server)
-        is_quick = time.monotonic() < server.started + _QUICK and self._answered() == server.answered
-        self._quick_deaths = self._quick_deaths + 1 if is_quick else 0
-        delay = min(_FIRST_DELAY * 2 ** (self._quick_deaths - 1), _MAX_DELAY) if self._quick_deaths else 0.0
+        is_quick = time.monotonic() < server.started + _QUICK
+        is_futile = self._answered() == server.answered or any(number > 1 for number in self._deaths.values())
+        self._futile = self._futile + 1 if is_quick and is_futile else 0
+        delay = min(_FIRST_DELAY * 2 ** (self._futile - 1), _MAX_DELAY) if self._futile else 0.0
         self._start_at = time.monotonic() + delay
 
     def _recover(self, server: Server) -> None:

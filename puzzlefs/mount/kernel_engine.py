@@ -380,7 +380,8 @@ class Session:
     def _serve(self, worker: _Worker) -> None:
         """Answer requests until the end, or until another worker does. What was taken ahead is answered in any case."""
         fd = self._fd
-        buffers = [worker.slot]
+        buffer = worker.slot
+        buffers = [buffer]
         pending, ahead, free = self._pending, self._ahead_slots, self._free
         counts = self._mounting.requests.counts
         readv, writev, clock = os.readv, os.writev, time.perf_counter
@@ -390,12 +391,12 @@ class Session:
         spin = _SPIN if len(os.sched_getaffinity(0)) > 1 else 0.0
         deadline = 0.0
         while (not self._ended or pending) and self._serving is worker:
-            number = -1
-            buffer = worker.slot
             if pending:
                 number = pending.popleft()
-                buffer = ahead[number]
-                size = min(IN_HEADER.unpack_from(buffer)[0], SLOT_SIZE)
+                size = min(IN_HEADER.unpack_from(ahead[number])[0], SLOT_SIZE)
+                buffer[:size] = ahead[number][:size]  # what is begun is in the slot of who began it
+                clear(ahead[number])
+                free.append(number)
             else:
                 try:
                     size = readv(fd, buffers)
@@ -440,8 +441,6 @@ class Session:
                 log.exception("request %d of inode %d", opcode, nodeid)
                 self._send(error_reply(unique, errno.EIO))
             clear(buffer)
-            if number >= 0:
-                free.append(number)
             worker.is_busy = False
 
     def _read(self, unique: int, nodeid: int, pid: int, buffer: memoryview) -> None:

@@ -7,7 +7,6 @@ import os
 import platform
 import random
 import shutil
-import signal
 import socket
 import stat
 import struct
@@ -23,11 +22,11 @@ from support.writable import (
     below,
     differences,
     digest_of,
+    kill_all,
     mounts_at,
     needs_root,
     puzzlefs,
     read_only,
-    wait_for_end,
     writable,
 )
 
@@ -347,8 +346,7 @@ def test_after_the_server_died(image: str, tmp_path: Path) -> None:
     """What was written is not lost with it."""
     with writable(image, tmp_path / "mnt") as mount:
         (mount.path / "etc" / "new").write_text("new")
-        os.kill(mount.pid, signal.SIGKILL)
-        wait_for_end(mount.pid)
+        kill_all(mount.path)
         digest_of(puzzlefs("commit", mount.path, "new"))
     with read_only(_tag(image, "new"), tmp_path / "new") as shown:
         assert (shown / "etc" / "new").read_text() == "new"

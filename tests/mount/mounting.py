@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 from support.writable import PUZZLEFS as COMMAND
-from support.writable import digest_of, wait_for_end
+from support.writable import digest_of, kill_all, wait_for_end
 
 from puzzlefs.image import open_image
+from puzzlefs.mount.status import mount_status
 
 __all__ = [
     "COMMAND",
@@ -139,6 +140,15 @@ class Mounted:
         match = re.search(r"puzzlefs\[(\d+)\]", self.log_file.read_text())
         assert match is not None, "the log is empty"
         return int(match[1])
+
+    @property
+    def server(self) -> int:
+        """The process that answers requests."""
+        return mount_status(self.path).server_pid
+
+    def kill(self) -> None:
+        """Kill whoever serves the mount, and whoever could start another server; return when they are dead."""
+        kill_all(self.path)
 
     def log_lines(self) -> list[str]:
         """What the daemon has logged."""

@@ -81,7 +81,7 @@ def test_what_was_looked_at_needs_no_server(odd: Built, mounted: Mount) -> None:
     with mounted(odd.image("v3")) as mount:
         first = in_time(LOOK, mount.path)
         assert len(first) > 100_000
-        with stopped(mount.pid):
+        with stopped(mount.server):
             assert in_time(LOOK, mount.path) == first
 
 
@@ -90,7 +90,7 @@ def test_what_was_read_needs_no_server_not_even_to_open_it(odd: Built, mounted: 
     with mounted(odd.image("v3-zstd")) as mount:
         path = mount.path / os.fsdecode(BIG_FILE)
         assert in_time(READ, path) == expected
-        with stopped(mount.pid):
+        with stopped(mount.server):
             assert in_time(READ, path) == expected
 
 
@@ -116,7 +116,7 @@ def test_small_files_come_with_their_neighbours(small_files: Built, mounted: Mou
         for name in names:  # the kernel must know an inode before it can have content
             assert (mount.path / name).stat().st_size == (small_files.source / name).stat().st_size
         assert in_time(READ, mount.path / names[0]) == digests(small_files.source / names[0])
-        with stopped(mount.pid):
+        with stopped(mount.server):
             shown = in_time(READ, *(mount.path / name for name in names))
     assert shown == digests(*(small_files.source / name for name in names))
 
@@ -132,7 +132,7 @@ def test_a_small_read_brings_its_chunk_along(odd: Built, mounted: Mount) -> None
         # the smallest chunk that a builder makes has 16 KiB, and a page that two chunks share does not come along
         assert 3 <= len(resident) <= (256 << 10) // mmap.PAGESIZE
         assert resident == list(range(resident[0], resident[-1] + 1))
-        with stopped(mount.pid):
+        with stopped(mount.server):
             for page in resident:
                 offset = page * mmap.PAGESIZE
                 assert os.pread(file.fileno(), mmap.PAGESIZE, offset) == data[offset : offset + mmap.PAGESIZE]

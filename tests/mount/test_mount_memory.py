@@ -46,15 +46,15 @@ def test_a_hundred_thousand_inodes(tmp_path: Path, mounted: Mount) -> None:
     began = time.monotonic()
     with mounted(image) as mount:
         ready = time.monotonic() - began
-        assert _memory(mount.pid, "VmRSS") < 80 * _MEBIBYTE
+        assert _memory(mount.server, "VmRSS") < 80 * _MEBIBYTE
         found = subprocess.run(["find", mount.path, "-printf", "%n %U\n"], capture_output=True, text=True, check=True)
         assert found.stdout.count("\n") == _INODES
         assert os.statvfs(mount.path).f_files == _INODES
         count = sum(len(path.read_bytes()) for path in (mount.path / "directory-0500").iterdir())
         assert count == _FILES_EACH * len(b"the same in every file")
-        assert _memory(mount.pid, "VmHWM") < 100 * _MEBIBYTE
-        first = _memory(mount.pid, "VmRSS")
+        assert _memory(mount.server, "VmHWM") < 100 * _MEBIBYTE
+        first = _memory(mount.server, "VmRSS")
         Path("/proc/sys/vm/drop_caches").write_text("2")  # forget names and attributes, so that all is asked again
         subprocess.run(["find", mount.path, "-newer", "/"], capture_output=True, check=True)
-        assert _memory(mount.pid, "VmRSS") < first + 10 * _MEBIBYTE
+        assert _memory(mount.server, "VmRSS") < first + 10 * _MEBIBYTE
     assert ready < 5  # some tenths of a second on a quiet machine; a walk over all inodes takes more

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from mounting import Built, Mount, build, is_mounted, run_puzzlefs, wait_for_end
+from mounting import Built, Mount, build, is_mounted, run_puzzlefs
 
 pytestmark = pytest.mark.mount
 
@@ -131,8 +130,7 @@ def test_set_user_id(small: tuple[Path, str], mounted: Mount, open_directory: Pa
 
 def test_auto_unmount(odd: Built, mounted: Mount) -> None:
     with mounted(odd.image("v3"), "-o", "auto_unmount") as mount:
-        os.kill(mount.pid, signal.SIGKILL)
-        wait_for_end(mount.pid)
+        mount.kill()
         deadline = time.monotonic() + 20
         while is_mounted(mount.path) and time.monotonic() < deadline:
             time.sleep(0.01)  # the helper gives no other sign

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from mounting import COMMAND, Built, Mount, is_mounted, read_fifo, run_puzzlefs, wait_for_end
+from mounting import COMMAND, Built, Mount, is_mounted, read_fifo, run_puzzlefs
 
 pytestmark = pytest.mark.mount
 
@@ -160,8 +159,7 @@ def test_a_log_file_that_cannot_be(odd: Built, point: Path) -> None:
 
 def test_a_server_that_died(odd: Built, mounted: Mount) -> None:
     with mounted(odd.image("v3")) as mount:
-        os.kill(mount.pid, signal.SIGKILL)
-        wait_for_end(mount.pid)
+        mount.kill()
         assert mount.path.stat().st_ino == 1  # the kernel remembers
         with pytest.raises(OSError, match="not connected"):
             os.statvfs(mount.path)

@@ -27,9 +27,9 @@ from mounting import as_user, build, copy_packages, python_for, run_puzzlefs, wa
 
 from puzzlefs.errors import NotFoundError, StorageError
 from puzzlefs.image import open_image
+from puzzlefs.mount.process_report import NotRun, read_report, report
 from puzzlefs.mount.shell_ids import IdRange, ranges_from_one, subordinate_ranges
 from puzzlefs.mount.shell_places import Place, Places, find_places
-from puzzlefs.mount.process_report import NotRun, read_report, report
 
 pytestmark = pytest.mark.mount
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from mounting import read_fifo
-from support.writable import below, digest_of, mounts_at, needs_root, puzzlefs, wait_for_end, writable
+from support.writable import below, digest_of, kill_all, mounts_at, needs_root, puzzlefs, wait_for_end, writable
 
 pytestmark = [pytest.mark.mount, needs_root]
 
@@ -320,8 +320,7 @@ def test_the_server_is_told_to_end(image: str, tmp_path: Path, engine: str, numb
 @pytest.mark.parametrize("by_hand", [(), ("mnt",), ("mnt", "mnt/ro")])
 def test_the_server_died(image: str, tmp_path: Path, by_hand: tuple[str, ...]) -> None:
     with writable(image, tmp_path / "mnt") as mount:
-        os.kill(mount.pid, signal.SIGKILL)
-        wait_for_end(mount.pid)
+        kill_all(mount.path)
         for name in by_hand:
             subprocess.run(["umount", tmp_path / name], check=True)
         assert len(mounts_at(mount.path)) == 2 - len(by_hand)
@@ -338,8 +337,7 @@ def test_what_a_crash_left_is_in_nobodys_way(image: str, tmp_path: Path) -> None
     for how in ("-w", upper):
         with writable(image, path, how=how) as mount:
             (path / "written").write_text("before the crash")
-            os.kill(mount.pid, signal.SIGKILL)
-            wait_for_end(mount.pid)
+            kill_all(mount.path)
             subprocess.run(["umount", path], check=True)
             subprocess.run(["umount", path / "ro"], check=True)
             assert "puzzlefs.json" in os.listdir(path)

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from compare_trees import Options, Statistics, compare
+
+from puzzlefs.mount.status import mount_status
 
 PUZZLEFS = [sys.executable, "-m", "puzzlefs_cli"]
 _TIMEOUT = 120
@@ -50,6 +53,16 @@ def mounts_at(path: Path) -> list[tuple[str, str]]:
         if Path(point).is_relative_to(path):
             found.append((after.split(" ")[0], fields[5]))
     return found
+
+
+def kill_all(path: Path) -> None:
+    """Kill whoever serves a mount, and whoever could start another server; return when they are dead."""
+    status = mount_status(path)
+    pids = [pid for pid in (status.guardian_pid, status.server_pid) if pid is not None]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        wait_for_end(pid)
 
 
 @dataclass(frozen=True)
