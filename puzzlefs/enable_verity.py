@@ -17,13 +17,12 @@ manifest holds by their sha256: it is computed here.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from puzzlefs.blobs import Layout
-from puzzlefs.blobs.host import storage_errors
+from puzzlefs.blobs.host import hash_file, storage_errors
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, IntegrityError, VerityNotEnabledError
 from puzzlefs.image import Image, open_image
@@ -32,7 +31,6 @@ from puzzlefs.oci import ImageReference, media_types
 from puzzlefs.verity import enable, find_measurement, measure, verity_digest, verity_digest_of_file
 
 _MAX_CONFIG_SIZE = 4 << 20
-_COPY_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,12 @@ class _File:
     expected: VerityDigest
 
 
-def enable_fs_verity(reference: ImageReference | str, digest: VerityDigest | str) -> EnableReport:
+def enable_fs_verity(
+    reference: ImageReference | str,
+    digest: VerityDigest | str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> EnableReport:
     """Enable fs-verity on every file of an image, and check that the kernel measures what the image records.
 
     Files that have it already are measured all the same. Nothing is touched unless every file is good.
@@ -67,6 +70,8 @@ def enable_fs_verity(reference: ImageReference | str, digest: VerityDigest | str
     Args:
         reference: the image, ``OCI_DIR:TAG``.
         digest: the fs-verity digest of its manifest, as ``build`` printed it; 64 hex digits.
+        progress: called after each file with the bytes that were gone through, and of how many: all bytes of the image
+            twice, once to check them and once for the kernel.
 
     Raises:
         IntegrityError: if the manifest is another one, a file is not what the image says, or the image records wrong
@@ -82,8 +87,16 @@ def enable_fs_verity(reference: ImageReference | str, digest: VerityDigest | str
         manifest = _File("manifest", image.manifest_digest, image.verity_digest())
         _require_fs_verity(image.layout, manifest)
         files = [*_files_below_manifest(image), manifest]
-        size = sum(_check(image.layout, file) for file in files)
-        enabled = sum(_enable(image.layout, file) for file in files)
+        with storage_errors("look at the blobs of", image.layout.path):
+            sizes = [image.layout.blob_size(file.digest) or 0 for file in files]  # of what is missing, ``_check`` tells
+        size = sum(sizes)
+        done = enabled = 0
+        for step in (_check, _enable):
+            for file, file_size in zip(files, sizes, strict=True):
+                enabled += step(image.layout, file)
+                done += file_size
+                if progress is not None:
+                    progress(done, 2 * size)
     return EnableReport(enabled, len(files) - enabled, size)
 
 
@@ -146,15 +159,15 @@ def _require_fs_verity(layout: Layout, manifest: _File) -> None:
         measure(fd)
 
 
-def _check(layout: Layout, file: _File) -> int:
-    """Checks a file, however it can be checked, and returns its size in bytes."""
+def _check(layout: Layout, file: _File) -> bool:
+    """Checks a file, however it can be checked. Nothing is enabled: it returns false."""
     with _opened(layout, file) as fd:
         measured = find_measurement(fd)
         if measured is None:
             _compare(layout, file, fd, verity_digest_of_file(fd))
         else:
             _compare(layout, file, fd, measured, by_kernel=True)
-        return os.fstat(fd).st_size
+    return False
 
 
 def _enable(layout: Layout, file: _File) -> bool:
@@ -178,7 +191,7 @@ def _compare(layout: Layout, file: _File, fd: int, actual: VerityDigest, *, by_k
     if verity_digest_of_file(fd) == file.expected:
         subject = f"the fs-verity digest that {file.what} {path} was enabled with"
         hint = "its content is good: put a copy of the file in its place, which has no fs-verity yet"
-    elif _sha256_of_file(fd) == file.digest:
+    elif hash_file(fd) == file.digest:
         subject = f"the fs-verity digest that the image records for {file.what} {path}"
         hint = (
             "the file itself is intact: compressed images of the original implementation record the digests of other "
@@ -188,15 +201,6 @@ def _compare(layout: Layout, file: _File, fd: int, actual: VerityDigest, *, by_k
         subject = f"{file.what} {path}" + (" (measured by the kernel)" if by_kernel else "")
         hint = "restore it from a good copy"
     raise IntegrityError(subject, expected=file.expected.hex(), actual=actual.hex(), hint=hint)
-
-
-def _sha256_of_file(fd: int) -> Digest:
-    hasher = hashlib.sha256()
-    offset = 0
-    while block := os.pread(fd, _COPY_SIZE, offset):
-        hasher.update(block)
-        offset += len(block)
-    return Digest(hasher.digest())
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+MAN_PAGES = sorted((CHECKOUT / "docs" / "man").iterdir())
 
 pytestmark = [pytest.mark.cli, pytest.mark.xdist_group("wheel")]
 
@@ -102,7 +103,18 @@ def test_wheel_holds_the_packages_and_the_schemas(wheel: Path) -> None:
     assert modules <= names
     assert "puzzlefs/py.typed" in names
     tops = {name.split("/", 1)[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"puzzlefs", "puzzlefs_cli"}
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {"puzzlefs", "puzzlefs_cli"}
+    version = wheel.name.split("-")[1]
+    pages = {f"puzzlefs-{version}.data/data/share/man/man1/{page.name}" for page in MAN_PAGES}
+    assert "puzzlefs.1" in {page.name for page in MAN_PAGES}
+    assert {name for name in names if name.split("/", 1)[0].endswith(".data")} == pages
+
+
+def test_man_pages_lie_where_man_looks(python: Path) -> None:
+    directory = python.parent.parent / "share" / "man" / "man1"
+    assert {page.name: page.read_bytes() for page in directory.iterdir()} == {
+        page.name: page.read_bytes() for page in MAN_PAGES
+    }
 
 
 def test_clean_environment_sees_nothing_of_the_checkout(python: Path, tmp_path: Path) -> None:

@@ -142,17 +142,16 @@ def line(difference: Difference) -> str:
 
 def summary(report: DiffReport) -> list[str]:
     """How much differs."""
-    from puzzlefs_cli.text import readable  # noqa: PLC0415
+    from puzzlefs_cli.text import counted, readable  # noqa: PLC0415
 
     counts = ", ".join(f"{count} {status}" for status, count in report.counts().items())
-    lines = [f"{counts}; {report.entries} entries compared"]
+    lines = [f"{counts}; {counted(report.entries, 'entry', 'entries')} compared"]
     if report.needed is not None:
         needed = report.needed
         missing = f" ({needed.missing_chunks} missing)" if needed.missing_chunks else ""
         metadata = f"; and {readable(needed.metadata_bytes)} of metadata" if needed.metadata_bytes else ""
-        lines.append(
-            f"{report.new} needs {needed.chunks} chunks more{missing}: {readable(needed.stored_bytes)} stored{metadata}"
-        )
+        chunks = f"{counted(needed.chunks, 'chunk')} more{missing}"
+        lines.append(f"{report.new} needs {chunks}: {readable(needed.stored_bytes)} stored{metadata}")
     return lines
 
 

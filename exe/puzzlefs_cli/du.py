@@ -22,7 +22,7 @@ from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter
 from puzzlefs_cli.exit_codes import ExitCode
 from puzzlefs_cli.looking import opened, whole_number
 from puzzlefs_cli.options import add_image_options
-from puzzlefs_cli.text import UNKNOWN, bytes_or_unknown, name_for_stdout, readable, write_bytes
+from puzzlefs_cli.text import UNKNOWN, bytes_or_unknown, counted, name_for_stdout, readable, write_bytes
 
 if TYPE_CHECKING:
     from puzzlefs.usage import Usage, UsageReport
@@ -114,7 +114,8 @@ def _print_table(report: UsageReport, rows: Sequence[Usage]) -> None:
         numbers = "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         write_bytes(numbers.encode() + b"  " + name + b"\n")
     hidden = f", chunks that no visible file uses {readable(report.hidden_bytes)}" if report.hidden_bytes else ""
-    missing = f"; {report.missing_blobs} blobs are missing" if report.missing_blobs else ""
+    are = "is" if report.missing_blobs == 1 else "are"
+    missing = f"; {counted(report.missing_blobs, 'blob')} {are} missing" if report.missing_blobs else ""
     print(
         f"\nThe image takes {readable(report.image_bytes)}: metadata {readable(report.metadata_bytes)}"
         f"{hidden}{missing}."

@@ -15,7 +15,7 @@ from puzzlefs_cli.arguments import HelpFormatter
 from puzzlefs_cli.exit_codes import ExitCode
 from puzzlefs_cli.progress import add_progress_options, begin_work, count_of
 from puzzlefs_cli.quoting import shell_escape
-from puzzlefs_cli.text import readable
+from puzzlefs_cli.text import counted, readable
 
 if TYPE_CHECKING:
     from puzzlefs.fsck import BadBlob, FsckReport
@@ -138,12 +138,14 @@ def lines(report: FsckReport, *, quiet: bool) -> list[str]:
         result += [f"note: {remark.image}: {remark.message}" for remark in report.remarks]
         if report.unreachable_blobs:
             size = readable(report.unreachable_bytes or 0)
-            result.append(f"note: {report.unreachable_blobs} blobs ({size}) are in no image: puzzlefs gc removes them")
+            is_one = report.unreachable_blobs == 1
+            what = f"{counted(report.unreachable_blobs, 'blob')} ({size}) {'is' if is_one else 'are'} in no image"
+            result.append(f"note: {what}: puzzlefs gc removes {'it' if is_one else 'them'}")
         if report.left_over_files:
             size = readable(report.left_over_bytes)
-            result.append(
-                f"note: {report.left_over_files} temporary files ({size}) were left behind: puzzlefs gc removes them"
-            )
+            is_one = report.left_over_files == 1
+            what = f"{counted(report.left_over_files, 'temporary file')} ({size}) {'was' if is_one else 'were'}"
+            result.append(f"note: {what} left behind: puzzlefs gc removes {'it' if is_one else 'them'}")
     if not quiet or report.state != "clean":
         result.append(_summary(report))
     return result
@@ -163,19 +165,21 @@ def _lines_of(blob: BadBlob) -> list[str]:
 
 
 def _summary(report: FsckReport) -> str:
-    what = f"{len(report.images)} images, {report.blobs} blobs"
+    what = f"{counted(len(report.images), 'image')}, {counted(report.blobs, 'blob')}"
     if not report.quick:
-        what += f", {readable(report.bytes)}, {report.inodes} inodes"
+        what += f", {readable(report.bytes)}, {counted(report.inodes, 'inode')}"
+    bad = f"{counted(len(report.bad), 'blob')} {'is' if len(report.bad) == 1 else 'are'} bad"
     match report.state:
         case "clean":
             return f"clean: {what}" + (" (contents were not read)" if report.quick else "")
         case "repairable":
             return (
-                f"repairable: {what}; {len(report.bad)} are bad: puzzlefs fsck --repair with --from a good copy, or "
-                "--from-rootfs the directory it was built from"
+                f"repairable: {what}; {bad}: puzzlefs fsck --repair with --from a good copy, or --from-rootfs the "
+                "directory it was built from"
             )
         case _:
-            return f"lost: {what}; {len(report.bad)} are bad, {len(report.malformed)} places malformed: build it again"
+            malformed = counted(len(report.malformed), "place")
+            return f"lost: {what}; {bad}, {malformed} malformed: build it again"
 
 
 def as_json(report: FsckReport) -> dict[str, object]:

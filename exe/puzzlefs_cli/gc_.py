@@ -10,7 +10,7 @@ import sys
 
 from puzzlefs_cli.arguments import HelpFormatter
 from puzzlefs_cli.progress import add_progress_options, count_of
-from puzzlefs_cli.text import readable
+from puzzlefs_cli.text import counted, readable
 
 _EPILOG = """\
 What any entry of the index reaches stays, and so does what live mounts serve and running builds rely on, however old it
@@ -83,15 +83,17 @@ def run(args: argparse.Namespace) -> int:
     if args.quiet:
         return 0
     verb = "would remove" if report.dry_run else "removed"
-    print(f"{verb} {report.removed_blobs} blobs ({readable(report.removed_bytes)})", end="")
+    print(f"{verb} {counted(report.removed_blobs, 'blob')} ({readable(report.removed_bytes)})", end="")
     if report.temporary_files:
-        print(f" and {report.temporary_files} temporary files ({readable(report.temporary_bytes)})", end="")
+        print(f" and {counted(report.temporary_files, 'temporary file')} ({readable(report.temporary_bytes)})", end="")
     if report.dropped_entries:
-        print(f", dropped {report.dropped_entries} entries without a tag", end="")
-    print(f"; {report.kept_blobs} blobs stay ({readable(report.kept_bytes)})")
+        print(f", dropped {counted(report.dropped_entries, 'entry', 'entries')} without a tag", end="")
+    stay = "stays" if report.kept_blobs == 1 else "stay"
+    print(f"; {counted(report.kept_blobs, 'blob')} {stay} ({readable(report.kept_bytes)})")
     if report.young_blobs:
+        are = "it is" if report.young_blobs == 1 else "they are"
         print(
-            f"puzzlefs: {report.young_blobs} of those ({readable(report.young_bytes)}) nothing reaches, but they are "
+            f"puzzlefs: {report.young_blobs} of those ({readable(report.young_bytes)}) nothing reaches, but {are} "
             f"younger than {args.grace:g} seconds; --grace says how long to wait",
             file=sys.stderr,
         )

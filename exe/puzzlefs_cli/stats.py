@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from puzzlefs_cli.arguments import HelpFormatter
 from puzzlefs_cli.exit_codes import ExitCode
 from puzzlefs_cli.progress import add_progress_options, count_of
-from puzzlefs_cli.text import aligned, bytes_or_unknown, readable, times
+from puzzlefs_cli.text import aligned, bytes_or_unknown, counted, readable, times
 
 if TYPE_CHECKING:
     from puzzlefs.usage import EntryStatistics, LayoutStatistics
@@ -140,10 +140,11 @@ def _remarks(report: LayoutStatistics) -> Iterator[str]:
         yield "What nothing reaches cannot be told: there are manifests that cannot be read."
     elif report.unreachable_blobs:
         size = readable(report.unreachable_bytes or 0)
-        yield f"{report.unreachable_blobs} blobs ({size}) are reached by nothing here."
+        are = "is" if report.unreachable_blobs == 1 else "are"
+        yield f"{counted(report.unreachable_blobs, 'blob')} ({size}) {are} reached by nothing here."
     missing = sum(entry.missing_blobs for entry in report.entries)
     if missing:
-        yield f"{missing} blobs are missing."
+        yield f"{counted(missing, 'blob')} {'is' if missing == 1 else 'are'} missing."
     linked = sum(entry.exclusive_linked_bytes or 0 for entry in report.entries)
     if linked:
         yield f"Of what is exclusive, {readable(linked)} has hard links elsewhere, and would not leave the disk."

@@ -24,6 +24,11 @@ def readable(size: int) -> str:
     return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things: ``1 blob``, ``2 blobs``; ``many`` where that is not ``one`` and an s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def aligned(rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
     """Rows as lines in which the columns stand below each other.
 

@@ -53,6 +53,7 @@ class Check:
         there: the regular files that have names of blobs.
         inodes: how many were decoded.
         bytes_read: of contents.
+        bad_sizes: bytes of the blobs among them that are bad.
     """
 
     layout: Layout
@@ -65,6 +66,7 @@ class Check:
     there: dict[Digest, os.stat_result] = field(default_factory=dict)
     inodes: int = 0
     bytes_read: int = 0
+    bad_sizes: dict[Digest, int] = field(default_factory=dict)
     _counts: Counter[tuple[RemarkKind, int]] = field(default_factory=Counter)
 
     def run(self) -> None:
@@ -174,6 +176,7 @@ class Check:
     def _note(self, digest: Digest, blob: Expected, finding: Finding) -> None:
         if finding.fault is not None:
             self.survey.faults[digest] = finding.fault, finding.detail
+            self.bad_sizes[digest] = finding.size
             return
         self.good.add(digest)
         if finding.too_short:

@@ -72,7 +72,9 @@ def fsck(
             if not mended:
                 break
             repaired += mended
-            good.difference_update(Digest.parse(digest) for digest, _ in mended)
+            for digest in (Digest.parse(digest) for digest, _ in mended):
+                good.discard(digest)
+                read -= check.bad_sizes.get(digest, 0)  # the good bytes that took their place are read, too
         bad, malformed = check.bad_blobs(), check.malformed()
         unreachable = None if reference is not None else check.unreachable()
         left = [file.size for file in left_overs(layout, 0) if not file.name.startswith(LEASE_PREFIX)]

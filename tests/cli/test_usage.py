@@ -234,7 +234,7 @@ def test_remarks_of_stats(forge: Forge, tmp_path: Path) -> None:
     with open_image(forge.reference("b")) as image:
         os.link(forge.blob_path(image.manifest_digest), tmp_path / "elsewhere")
     assert "has hard links elsewhere" in text("stats", forge.path)
-    assert "1 blobs (1 B) are reached by nothing here." in text("stats", forge.path)
+    assert "1 blob (1 B) is reached by nothing here." in text("stats", forge.path)
     index = json.loads((forge.path / "index.json").read_bytes())
     manifest = forge.blob_path(Digest.parse(index["manifests"][0]["digest"]))
     f.put_file(manifest, b"no manifest")

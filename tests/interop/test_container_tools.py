@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import trees
+from support.layouts import blob_names, shown
 
 from puzzlefs.image import open_image
 
@@ -67,6 +68,27 @@ def test_a_copy_by_skopeo_can_be_mounted(tmp_path: Path, source: Path, mountpoin
         assert trees.on_disk(mountpoint) == trees.on_disk(source)
     finally:
         run(*PUZZLEFS, "umount", mountpoint)
+
+
+@needs("umoci")
+@pytest.mark.mount
+@pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="there is no /dev/fuse")
+def test_umoci_refuses_to_collect_beside_a_live_mount(tmp_path: Path, source: Path, mountpoint: Path) -> None:
+    """It knows nothing of leases, and would remove what the mount serves: but it stumbles over the lease first."""
+    layout = tmp_path / "images"
+    run(*PUZZLEFS, "build", "--quiet", source, f"{layout}:one")
+    (source / "large").unlink()
+    run(*PUZZLEFS, "build", "--quiet", source, f"{layout}:two")
+    run(*PUZZLEFS, "mount", f"{layout}:one", mountpoint)
+    run(*PUZZLEFS, "untag", f"{layout}:one")
+    before = blob_names(layout)
+    refusal = subprocess.run(["umoci", "gc", "--layout", layout], capture_output=True, timeout=120, check=False)
+    assert refusal.returncode != 0
+    assert blob_names(layout) == before
+    run(*PUZZLEFS, "umount", mountpoint)
+    run("umoci", "gc", "--layout", layout)
+    assert blob_names(layout) < before
+    assert trees.on_disk(source) == shown(f"{layout}:two")
 
 
 @needs("umoci")

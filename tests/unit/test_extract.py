@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -15,6 +16,7 @@ from puzzlefs.errors import InvalidArgumentError, NotFoundError
 from puzzlefs.extract import extract
 from puzzlefs.image import open_image
 from puzzlefs.model import Fifo, Inode
+from puzzlefs_cli.main import main
 
 pytestmark = pytest.mark.unit
 
@@ -47,6 +49,20 @@ def test_a_tree_comes_out(tmp_path: Path) -> None:
         assert trees.on_disk(tmp_path / "out", mtime=True) == trees.in_image(image, mtime=True)
         assert extract(image, tmp_path / "open").entries == 6
     assert trees.on_disk(tmp_path / "open", mtime=True) == trees.on_disk(tmp_path / "out", mtime=True)
+
+
+def test_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forge = Forge(tmp_path / "layout")
+    inodes = [f.directory(1, {b"a": 2, b"b": 3}), f.regular(2, forge.chunk(b"abc")), f.regular(3, forge.chunk(b"defg"))]
+    reference = str(forge.image([me(inode) for inode in inodes]))
+    assert main(["extract", "--progress=json", reference, str(tmp_path / "a")]) == 0
+    out, err = capsys.readouterr()
+    last = json.loads(err.splitlines()[-1])
+    assert out == ""
+    assert (last["stage"], last["inodes"], last["bytes_done"], last["bytes_total"]) == ("chunks", 2, 7, 7)
+    assert main(["extract", "--progress=json", "--quiet", "--json", reference, str(tmp_path / "b")]) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out), err) == ({"entries": 2, "bytes": 7, "not_restored": {}}, "")
 
 
 def test_an_empty_directory_that_exists_becomes_the_root(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,10 @@ def layout(pristine: tuple[Path, Path], tmp_path: Path) -> Path:
 TAGS = ["one", "two", "delta"]
 
 
-def roles_of(layout: Path) -> dict[str, str]:
+def roles_of(layout: Path, tags: Sequence[str] = TAGS) -> dict[str, str]:
     """What each blob is, as far as a test has to know."""
     roles: dict[str, str] = {}
-    for tag in TAGS:
+    for tag in tags:
         with open_image(f"{layout}:{tag}") as image:
             if image.manifest is None:
                 roles[image.manifest_digest.hex()] = "rootfs"
@@ -265,6 +266,7 @@ class TestRepairFromLayouts:
         empty = Forge(tmp_path / "empty", 3 if "manifest" in roles.values() else 1).path
         report = fsck(layout, repair=True, sources=[empty, pristine[0]])
         assert_clean(report)
+        assert report.bytes == fsck(layout).bytes  # what was bad does not count, and nothing counts twice
         repaired = dict(report.repaired)
         assert set(repaired) == {f"sha256:{name}" for name in names}
         for name in names:
@@ -750,7 +752,7 @@ class TestCommand:
         count = len(blobs_of(image))
         assert main(["fsck", str(image)]) == 0
         out = capsys.readouterr().out
-        assert out.startswith(f"clean: 1 images, {count} blobs, ")
+        assert out.startswith(f"clean: 1 image, {count} blobs, ")
         assert main(["fsck", f"{image}:t", "--quick"]) == 0
         assert "contents were not read" in capsys.readouterr().out
         assert main(["fsck", "-q", str(image), "t"]) == 0
@@ -763,8 +765,8 @@ class TestCommand:
         out = capsys.readouterr().out.splitlines()
         assert out[0].startswith(f"corrupt: chunk sha256:{path.name} (sha256:")
         assert "  hits t: '/a small one'" in out
-        assert out[-1].startswith("repairable: ")
-        assert "--repair" in out[-1]
+        assert out[-1].startswith("repairable: 1 image, ")
+        assert "; 1 blob is bad: puzzlefs fsck --repair" in out[-1]
         assert main(["fsck", str(image), "--repair"]) == 4
         assert capsys.readouterr().out.splitlines()[-1].startswith("lost: ")
         assert main(["fsck", str(image), "--repair", "--from", str(image.parent / "backup")]) == 0
@@ -776,6 +778,25 @@ class TestCommand:
         assert main(["fsck", "--repair", "--from-rootfs", str(tree), "--from", str(image), str(image), "t"]) == 0
         assert str(tree) in capsys.readouterr().out
         assert main(["fsck", str(image)]) == 0
+
+    def test_numbers_of_things(self, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        roles = roles_of(image, ("t",))
+        chunk, other = [name for name, role in roles.items() if role == "chunk"][:2]
+        (image / "blobs" / "sha256" / ("a" * 64)).write_bytes(b"x")
+        (image / "blobs" / "sha256" / chunk).unlink()
+        assert main(["fsck", "--quick", str(image)]) == 5
+        out = capsys.readouterr().out.splitlines()
+        assert out[-2] == "note: 1 blob (1 B) is in no image: puzzlefs gc removes it"
+        assert out[-1].startswith(f"repairable: 1 image, {len(roles)} blobs; 1 blob is bad: ")
+        (image / "blobs" / "sha256" / other).unlink()
+        (image / "blobs" / "sha256" / ("b" * 64)).write_bytes(b"x")
+        for number in range(2):
+            (image / "blobs" / "sha256" / f".tmp-{number}").touch()
+        assert main(["fsck", str(image), "--quick", "--repair"]) == 4
+        out = capsys.readouterr().out.splitlines()
+        assert out[-3] == "note: 2 blobs (2 B) are in no image: puzzlefs gc removes them"
+        assert out[-2] == "note: 2 temporary files (0 B) were left behind: puzzlefs gc removes them"
+        assert out[-1] == f"lost: 1 image, {len(roles)} blobs; 2 blobs are bad, 0 places malformed: build it again"
 
     def test_json(self, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = self.chunk(image)
