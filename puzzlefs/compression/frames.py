@@ -29,13 +29,17 @@ SKIPPABLE_MAGIC: Final = 0x184D2A50
 SEEK_TABLE_MAGIC: Final = 0x184D2A5E
 SEEKABLE_MAGIC: Final = 0x8F92EAB1
 
+MAX_PARTS: Final = 1 << 15
+"""Frames and blocks of one chunk that are read. 64 MiB in frames of 4 KiB, as the original makes them, are half as
+many. The smallest ones are of a few bytes: without a bound, a blob of 8 MiB costs half a minute and 400 MiB."""
+
+_MAX_BLOCK_CONTENT: Final = 128 << 10
 _WORD = struct.Struct("<I")
 _SKIPPABLE_HEADER = struct.Struct("<II")
 _FOOTER = struct.Struct("<IBI")
 _ENTRY = struct.Struct("<II")
 _CHECKSUM_FLAG = 0x80
 _RESERVED_BITS = 0x7C
-_MAX_FRAMES = 0x8000000  # ZSTD_SEEKABLE_MAXFRAMES
 
 _RLE_BLOCK = 1
 _RESERVED_BLOCK = 3
@@ -45,11 +49,27 @@ _DICTIONARY_FIELD = (0, 1, 2, 4)
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame of zstd data: where it lies, and whether it holds content or is to be skipped."""
+    """One frame of zstd data.
+
+    Attributes:
+        start: where it begins.
+        end: where the next one begins.
+        blocks: how many blocks it has; 0 if it is to be skipped.
+    """
 
     start: int
     end: int
-    skippable: bool
+    blocks: int
+
+    @property
+    def skippable(self) -> bool:
+        """Whether it holds something else than content."""
+        return not self.blocks
+
+    @property
+    def max_content(self) -> int:
+        """The most bytes that it can hold (RFC 8878, 3.1.1.2.4, "Block_Maximum_Size")."""
+        return self.blocks * _MAX_BLOCK_CONTENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +84,18 @@ def frames_of(data: bytes) -> list[Frame]:
     """The frames that ``data`` consists of, without a byte between or behind them.
 
     Raises:
-        FormatError: if ``data`` is empty, truncated, or not a sequence of frames.
+        FormatError: if ``data`` is empty, truncated, not a sequence of frames, or absurdly many.
     """
     frames: list[Frame] = []
     position = 0
+    left = MAX_PARTS
     while position < len(data) or not frames:
-        frame = _frame_at(data, position)
+        frame = _frame_at(data, position, left)
         frames.append(frame)
         position = frame.end
+        left -= frame.blocks or 1
+        if left < 0:
+            raise _too_many()
     return frames
 
 
@@ -98,13 +122,15 @@ def parse_seek_table(data: bytes, frame: Frame) -> list[SeekEntry] | None:
     if descriptor & _RESERVED_BITS:
         raise FormatError("the seek table of a compressed chunk uses reserved bits")
     entry_size = 12 if descriptor & _CHECKSUM_FLAG else 8
-    if count > _MAX_FRAMES or count * entry_size + _FOOTER.size != size:
+    if count > MAX_PARTS:
+        raise _too_many()
+    if count * entry_size + _FOOTER.size != size:
         raise FormatError(f"the seek table of a compressed chunk has {size} bytes, which {count} frames do not fill")
     first = frame.start + _SKIPPABLE_HEADER.size
     return [SeekEntry(*_ENTRY.unpack_from(data, first + index * entry_size)) for index in range(count)]
 
 
-def _frame_at(data: bytes, start: int) -> Frame:
+def _frame_at(data: bytes, start: int, max_blocks: int) -> Frame:
     if start + 8 > len(data):
         raise _truncated()
     magic, size = _SKIPPABLE_HEADER.unpack_from(data, start)
@@ -112,13 +138,14 @@ def _frame_at(data: bytes, start: int) -> Frame:
         end = start + _SKIPPABLE_HEADER.size + size
         if end > len(data):
             raise _truncated()
-        return Frame(start, end, skippable=True)
+        return Frame(start, end, 0)
     if magic != MAGIC:
         raise FormatError("a compressed chunk holds something that is not a zstd frame")
-    return Frame(start, _end_of_blocks(data, start), skippable=False)
+    return Frame(start, *_blocks(data, start, max_blocks))
 
 
-def _end_of_blocks(data: bytes, start: int) -> int:
+def _blocks(data: bytes, start: int, max_blocks: int) -> tuple[int, int]:
+    """Where a frame ends, and how many blocks it has."""
     # RFC 8878, 3.1.1: frame header, blocks with a header of 3 bytes each, checksum of 4 bytes where the
     # header says so.
     descriptor = data[start + 4]
@@ -126,7 +153,11 @@ def _end_of_blocks(data: bytes, start: int) -> int:
     content_size_field = _CONTENT_SIZE_FIELD[descriptor >> 6] or int(single_segment)
     position = start + 5 + (not single_segment) + _DICTIONARY_FIELD[descriptor & 3] + content_size_field
     last = False
+    count = 0
     while not last:
+        count += 1
+        if count > max_blocks:
+            raise _too_many()
         if position + 3 > len(data):
             raise _truncated()
         header = int.from_bytes(data[position : position + 3], "little")
@@ -137,7 +168,11 @@ def _end_of_blocks(data: bytes, start: int) -> int:
     position += 4 if descriptor & 0x04 else 0
     if position > len(data):
         raise _truncated()
-    return position
+    return position, count
+
+
+def _too_many() -> FormatError:
+    return FormatError(f"a compressed chunk has more than {MAX_PARTS} frames and blocks")
 
 
 def _truncated() -> FormatError:

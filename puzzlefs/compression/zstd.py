@@ -96,8 +96,9 @@ def decompress_chunk(stored: bytes, *, limit: int) -> bytes:
         _check_sizes(entries, frames, limit)
     pieces: list[bytes] = []
     left = limit
+    whole = memoryview(stored)
     for frame in frames:
-        pieces.append(b"" if frame.skippable else _decompress_frame(stored[frame.start : frame.end], left))
+        pieces.append(b"" if frame.skippable else _decompress_frame(whole[frame.start : frame.end], left, frame))
         left -= len(pieces[-1])
     sizes = [len(piece) for piece in pieces]
     if entries is not None and sizes != [entry.decompressed_size for entry in entries]:
@@ -112,15 +113,16 @@ def _check_sizes(entries: list[SeekEntry], frames: list[Frame], limit: int) -> N
         raise _too_long(limit)
 
 
-def _decompress_frame(frame: bytes, limit: int) -> bytes:
+def _decompress_frame(data: memoryview, limit: int, frame: Frame) -> bytes:
     try:
-        parameters = zstandard.get_frame_parameters(frame)
+        parameters = zstandard.get_frame_parameters(data)
         sized = parameters.content_size != zstandard.CONTENTSIZE_UNKNOWN
         if sized and parameters.content_size > limit:
             raise _too_long(limit)
         # The library allocates what the header claims, or, where it claims nothing, the bound that we give. A
         # bound of 0 means none to it, so an exhausted limit becomes 1, and the length is checked afterwards.
-        content = _contexts.decompressor.decompress(frame, max_output_size=max(limit, 1))
+        bound = max(min(limit, frame.max_content), 1)
+        content = _contexts.decompressor.decompress(data, max_output_size=bound)
     except zstandard.ZstdError as error:
         raise FormatError(f"a compressed chunk is malformed: {error}") from error
     if len(content) > limit:

@@ -30,6 +30,8 @@ from puzzlefs.tar.records import (
     ZERO_BLOCK,
     Header,
     Segment,
+    check_map_size,
+    check_records,
     check_segments,
     gnu_key,
     libarchive_xattr,
@@ -158,8 +160,10 @@ class MemberReader:
             match header.kind:
                 case b"x" | b"X":
                     records += parse_extended(self._read_extended(header.size))
+                    check_records(records)
                 case b"g":
                     self._global.update(parse_extended(self._read_extended(header.size)))
+                    check_records(self._global)
                 case b"L":
                     long_name = self._read_extended(header.size).partition(b"\0")[0]
                 case b"K":
@@ -242,6 +246,7 @@ class MemberReader:
             more, is_extended = old_sparse_extension(self._read_exactly(BLOCK_SIZE))
             self._hold(BLOCK_SIZE)
             segments += more
+            check_map_size(len(segments))
         return real_size, segments
 
     def _map_in_data(self, size: int) -> list[Segment]:
@@ -257,7 +262,9 @@ class MemberReader:
             text += block
             lines += block.count(b"\n")
             if lines and not wanted:
-                wanted = 2 * parse_size(bytes(text[: text.index(b"\n")]))
+                segments = parse_size(bytes(text[: text.index(b"\n")]))
+                check_map_size(segments)
+                wanted = 2 * segments
                 if not wanted:
                     return []
         return sparse_pairs(bytes(text).split(b"\n")[1 : wanted + 1])

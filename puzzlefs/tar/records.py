@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -35,6 +35,13 @@ FIFO: Final = b"6"
 
 MAX_SIZE: Final = (1 << 63) - 1
 """The largest size of a file."""
+
+MAX_RECORDS: Final = 1 << 18
+"""Records of the extended headers of one member. Their bytes are bounded too, but the smallest ones take many times
+their size in memory."""
+
+MAX_SEGMENTS: Final = 1 << 18
+"""Runs of data of one file with holes."""
 
 _NS: Final = 10**9
 _MAX_DIGITS: Final = 24
@@ -129,8 +136,29 @@ def parse_extended(data: bytes) -> list[tuple[bytes, bytes]]:
         if not space < stop <= len(data) or data[stop - 1 : stop] != b"\n" or equals <= space + 1:
             raise FormatError("an extended header is malformed")
         records.append((data[space + 1 : equals], data[equals + 1 : stop - 1]))
+        check_records(records)
         start = stop
     return records
+
+
+def check_records(records: Sized) -> None:
+    """Refuse absurdly many.
+
+    Raises:
+        FormatError: if there are.
+    """
+    if len(records) > MAX_RECORDS:
+        raise FormatError(f"an extended header has more than {MAX_RECORDS} records")
+
+
+def check_map_size(count: int) -> None:
+    """Refuse a map of holes of so many runs of data.
+
+    Raises:
+        FormatError: if there are absurdly many.
+    """
+    if count > MAX_SEGMENTS:
+        raise FormatError(f"a file with holes has more than {MAX_SEGMENTS} runs of data")
 
 
 def parse_size(text: bytes) -> int:
@@ -229,6 +257,7 @@ def sparse_records(records: Sequence[tuple[bytes, bytes]]) -> list[Segment]:
     numbers: list[bytes] = []
     for key, value in records:
         if key == b"GNU.sparse.map":
+            check_map_size(value.count(b",") // 2)
             numbers = value.split(b",") if value else []
         elif key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
             numbers.append(value)

@@ -92,6 +92,6 @@ def _read_seek_table(layout: Layout, digest: Digest) -> list[SeekEntry] | None:
                 return None
             if length > len(tail):
                 tail = os.pread(fd, length, size - length)
-            return parse_seek_table(tail, Frame(len(tail) - length, len(tail), skippable=True))
+            return parse_seek_table(tail, Frame(len(tail) - length, len(tail), 0))
         finally:
             os.close(fd)

@@ -85,7 +85,7 @@ def _judge_again(name: str, found: Path) -> list[str]:
         verdict = judge(TARGETS[name].run, data)
         if verdict.violation:
             kept = DIRECTORY / name / hashlib.sha256(data).hexdigest()[:16]
-            kept.parent.mkdir(exist_ok=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_bytes(data)
             told.append(f"{verdict.place}: kept as {kept}")
     return told

@@ -24,6 +24,7 @@ from puzzlefs.errors import PuzzlefsError
 from puzzlefs.image import open_image
 from puzzlefs.model import Fifo
 from puzzlefs.tar import export_tar, import_tar
+from puzzlefs.tar.records import MAX_RECORDS, MAX_SEGMENTS
 
 pytestmark = pytest.mark.hostile
 
@@ -78,14 +79,22 @@ class TestBombs:
             assert outcome(partial(imported, data, f"{tmp_path}/images:x")).startswith("FormatError: ")
 
     def test_maps_of_holes(self, tmp_path: Path) -> None:
-        """A map of millions of segments of nothing, in each of the formats."""
-        text = b"%d\n" % 2_000_000 + b"0\n0\n" * 2_000_000
-        text += bytes(-len(text) % 512)
+        """A map of millions of segments of nothing, in each of the formats; and as many as there may be."""
         records = ((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"10"))
-        data = archive(pax(*records) + member(b"x", data=text))
-        assert outcome(lambda: imported(data, f"{tmp_path}/images:x"), memory=1 << 30) == "done"
-        in_header = pax((b"GNU.sparse.size", b"1"), (b"GNU.sparse.map", b"0,0," * 2_000_000 + b"0,0")) + member(b"x")
-        assert outcome(lambda: imported(archive(in_header), f"{tmp_path}/images:x"), memory=1 << 30) == "done"
+
+        def in_data(count: int) -> bytes:
+            text = b"%d\n" % count + b"0\n0\n" * count
+            return archive(pax(*records) + member(b"x", data=text + bytes(-len(text) % 512)))
+
+        def in_header(count: int) -> bytes:
+            said = ((b"GNU.sparse.size", b"1"), (b"GNU.sparse.map", b"0,0," * (count - 1) + b"0,0"))
+            return archive(pax(*said) + member(b"x"))
+
+        for make in (in_data, in_header):
+            fitting, beyond = make(MAX_SEGMENTS), gzipped(iter([make(2_000_000)]))
+            assert len(beyond) < 64 << 10
+            assert outcome(partial(imported, fitting, f"{tmp_path}/images:x"), memory=200 * _MIB) == "done"
+            assert "runs of data" in outcome(partial(imported, beyond, f"{tmp_path}/images:x"), memory=200 * _MIB)
         old = bytearray(member(b"x", b"S"))
         old[386:410] = b"%011o\0%011o\0" % (0, 0)
         old[482:483] = b"\1"
@@ -93,6 +102,15 @@ class TestBombs:
         extension = bytes(504) + b"\1" + bytes(7)
         many = gzipped(part for part in (summed(old), *[extension * 2048] * 64))
         assert "ends early" in outcome(lambda: imported(many, f"{tmp_path}/images:x"))
+
+    def test_millions_of_records(self, tmp_path: Path) -> None:
+        def records(count: int) -> bytes:
+            return archive(member(b"pax", b"x", data=b"5 a=\n" * count), member(b"x"))
+
+        fitting, beyond = records(MAX_RECORDS), gzipped(iter([records(3_000_000)]))
+        assert len(beyond) < 64 << 10
+        assert outcome(partial(imported, fitting, f"{tmp_path}/images:x"), memory=200 * _MIB) == "done"
+        assert "records" in outcome(partial(imported, beyond, f"{tmp_path}/images:x"), memory=200 * _MIB)
 
     def test_extended_headers_without_end(self, tmp_path: Path) -> None:
         """More of them than any image has room for, from a few megabytes."""

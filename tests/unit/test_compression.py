@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puzzlefs.compression import compress_chunk, decompress_chunk
-from puzzlefs.compression.frames import SeekEntry, frames_of, parse_seek_table, seek_table
+from puzzlefs.compression.frames import MAX_PARTS, SKIPPABLE_MAGIC, SeekEntry, frames_of, parse_seek_table, seek_table
 from puzzlefs.errors import FormatError
 
 pytestmark = pytest.mark.unit
@@ -153,6 +153,29 @@ class TestWhatIsRefused:
             decompress_chunk(frame(bytes(1000)) * 3, limit=2999)
         with pytest.raises(FormatError):
             decompress_chunk(seekable([bytes(1000)] * 3), limit=2999)
+
+    def test_more_frames_and_blocks_than_a_chunk_can_need(self) -> None:
+        """The smallest take 8 and 3 bytes; what is made of each takes a hundred."""
+        skipped = struct.pack("<II", SKIPPABLE_MAGIC, 0)
+        begin = zstandard.ZstdCompressor(write_content_size=False).compress(b"")[:6]
+        empty, last = b"\0\0\0", b"\1\0\0"
+        assert decompress_chunk(skipped * MAX_PARTS, limit=LIMIT) == b""
+        assert decompress_chunk(begin + empty * (MAX_PARTS - 1) + last, limit=LIMIT) == b""
+        assert decompress_chunk(skipped + begin + empty * (MAX_PARTS - 2) + last, limit=LIMIT) == b""
+        for stored in (
+            skipped * (MAX_PARTS + 1),
+            begin + empty * MAX_PARTS + last,
+            skipped + begin + empty * (MAX_PARTS - 1) + last,
+            (begin + last) * (MAX_PARTS + 1),
+            begin + last + seek_table([SeekEntry(0, 0)] * (MAX_PARTS + 1)),
+        ):
+            with pytest.raises(FormatError, match=f"more than {MAX_PARTS} frames and blocks"):
+                decompress_chunk(stored, limit=LIMIT)
+
+    def test_frames_without_sizes_get_no_more_room_than_their_blocks_have(self) -> None:
+        """A frame of one byte must not have the limit for all of them allocated, again and again."""
+        pieces = [zstandard.ZstdCompressor(write_content_size=False).compress(bytes([n])) for n in range(256)]
+        assert decompress_chunk(b"".join(pieces) * 100, limit=1 << 30) == bytes(range(256)) * 100
 
     def test_a_content_size_that_no_memory_could_hold(self) -> None:
         # Frame header: 8-byte content size, single segment; then one last raw block of one byte.
