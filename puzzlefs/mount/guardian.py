@@ -46,7 +46,7 @@ from puzzlefs.mount.guarded import ENDED, GONE, STEPPED_ASIDE, Custody, Messages
 from puzzlefs.mount.kernel_engine import READ_AHEAD
 from puzzlefs.mount.kernel_mount import KernelMount, mount_kernel
 from puzzlefs.mount.kernel_protocol import IN_HEADER, RESENT_BIT, error_reply, resend_notification
-from puzzlefs.mount.signals import ENDING, STEP_ASIDE, held_back, in_main_thread, let_through
+from puzzlefs.mount.signals import ENDING, STEP_ASIDE, held_back, in_main_thread, let_through, woken_by_signals
 from puzzlefs.mount.successor import Server, Successor
 
 log = logging.getLogger("puzzlefs.mount")
@@ -203,16 +203,15 @@ class _Guardian:
             else:
                 log.info("%s: unmounting %s", signal.Signals(number).name, self._mount.point)
                 self._ended = True
-            with contextlib.suppress(OSError):
-                os.write(self._wake_write, b"\0")
 
         before = [(number, signal.signal(number, handle)) for number in ENDING]
-        try:
-            with let_through():
-                yield
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
+        with woken_by_signals(self._wake_write):
+            try:
+                with let_through():
+                    yield
+            finally:
+                for number, handler in before:
+                    signal.signal(number, handler)
 
     def _look_around(self) -> None:
         """What has to be looked at from time to time."""
@@ -278,6 +277,8 @@ class _Guardian:
         """What the forked process does; it never returns into what its parent was doing."""
         code = 1
         try:
+            if in_main_thread():
+                signal.set_wakeup_fd(-1)
             for server in (self._server, self._candidate, *self._retiring):
                 if server is not None:
                     server.close()
@@ -315,6 +316,7 @@ class _Guardian:
                 os.close(fd)
 
     def _ready(self, server: Server) -> None:
+        server.is_ready = True
         if server is self._candidate:
             old, self._server, self._candidate = self._server, server, None
             self._is_forking = server.successor is None
@@ -359,6 +361,8 @@ class _Guardian:
             self._ended = True
         else:
             log.error("the server (process %d) %s; another one takes over", server.pid, server.reason())
+            if not server.is_ready:
+                self._is_forking = True  # a program that cannot begin, because it needs more than the blobs
             self._succeed(server)
         server.close()
 

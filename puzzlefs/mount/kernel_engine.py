@@ -54,7 +54,7 @@ from puzzlefs.mount.kernel_protocol import (
     store_header,
 )
 from puzzlefs.mount.read_ahead import ReadAhead
-from puzzlefs.mount.signals import ENDING, STEP_ASIDE, held_back, in_main_thread, let_through
+from puzzlefs.mount.signals import ENDING, STEP_ASIDE, held_back, in_main_thread, let_through, woken_by_signals
 
 log = logging.getLogger("puzzlefs.mount")
 
@@ -73,6 +73,7 @@ _MAX_PAGES: Final = 256
 _MAX_BACKGROUND: Final = 64
 _MAX_IOV: Final = 512
 
+_DRAINED: Final = 4096
 _READ: Final = int(Opcode.READ)
 _OPCODES: Final = 0xFF
 _NO_REPLY: Final = frozenset({int(Opcode.FORGET), int(Opcode.BATCH_FORGET), int(Opcode.NOTIFY_REPLY)})
@@ -312,12 +313,13 @@ class Session:
 
         numbers = ENDING if self._on_hangup is None else (*ENDING, STEP_ASIDE)
         before = [(number, signal.signal(number, handle)) for number in numbers]
-        try:
-            with let_through(numbers):
-                yield
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
+        with woken_by_signals(self._wake_write):
+            try:
+                with let_through(numbers):
+                    yield
+            finally:
+                for number, handler in before:
+                    signal.signal(number, handler)
 
     # ---- who serves
 
@@ -377,6 +379,12 @@ class Session:
         poll.register(self._wake_read, select.POLLIN)
         return poll
 
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, _DRAINED)
+        if self._ended:  # meanwhile: whoever polls has to see that
+            self.end()
+
     def _serve(self, worker: _Worker) -> None:
         """Answer requests until the end, or until another worker does. What was taken ahead is answered in any case."""
         fd = self._fd
@@ -407,6 +415,8 @@ class Session:
                     os.sched_yield()
                     if now >= deadline:
                         poll.poll()
+                        if not self._ended:
+                            self._drain()  # of what a signal left, whose handler has run by now
                         if not self._active.is_set():
                             self._active.set()
                     continue

@@ -51,6 +51,20 @@ def let_through(numbers: Collection[signal.Signals] = ENDING) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
 
+@contextmanager
+def woken_by_signals(fd: int) -> Iterator[None]:
+    """Inside, a signal that has a handler also writes into ``fd``, which does not block; the main thread may say that.
+
+    A handler runs between two steps of Python; a signal that comes after the last of them and before a wait begins
+    would be noticed only when the wait ends.
+    """
+    before = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+
+
 def in_main_thread() -> bool:
     """Whether this thread is the one that gets signals."""
     return threading.current_thread() is threading.main_thread()

@@ -53,6 +53,7 @@ class Server:
         pidfd: readable when it is dead.
         started: when, in seconds of ``time.monotonic``.
         failure: what it says went wrong.
+        is_ready: whether it has begun to answer.
     """
 
     pid: int
@@ -64,6 +65,7 @@ class Server:
     pidfd: int = field(init=False)
     started: float = field(default_factory=time.monotonic)
     failure: BaseException | None = None
+    is_ready: bool = False
     _code: int | None = None
 
     def __post_init__(self) -> None:

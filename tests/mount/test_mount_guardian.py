@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mounting import Built, Mount, as_user, copy_packages, is_mounted, python_for, run_puzzlefs, wait_for_end
+from mounting import Built, Mount, as_user, blob_with, copy_packages, is_mounted, python_for, run_puzzlefs, wait_for_end
 from support.writable import mounts_at, writable
 
 from puzzlefs.mount.status import mount_status
@@ -358,10 +358,7 @@ def test_failures_are_remembered(odd: Built, mounted: Mount, tmp_path: Path) -> 
     image = tmp_path / "images:v3"
     run_puzzlefs("build", odd.source, image)
     with mounted(str(image), bad_lines=True) as mount:
-        blobs = tmp_path / "images" / "blobs" / "sha256"
-        for blob in blobs.iterdir():
-            if not blob.name.startswith("."):
-                blob.rename(tmp_path / blob.name)
+        blob_with(str(image), "big/file", 0).unlink()
         with pytest.raises(OSError):
             (mount.path / "big" / "file").read_bytes()
         before = mount_status(mount.path)
@@ -374,7 +371,7 @@ def test_failures_are_remembered(odd: Built, mounted: Mount, tmp_path: Path) -> 
 
 
 def test_a_writable_mount(odd: Built, tmp_path: Path) -> None:
-    with writable(odd.image("v3"), tmp_path / "mnt") as mount:
+    with writable(odd.image("v3"), tmp_path / "mnt", bad_lines=True) as mount:
         with open(mount.path / "big" / "file", "r+b") as file:
             file.write(b"written")
             for _ in range(5):
@@ -414,14 +411,14 @@ def test_an_ordinary_user(odd: Built, open_directory: Path, mounted: Mount) -> N
     packages = open_directory / "guardian-packages"
     copy_packages(packages)
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
-    python = python_for(as_user(uid), environment, "puzzlefs.image, puzzlefs_cli.main")
+    python = python_for([*as_user(uid), "env"], environment, "puzzlefs.image, puzzlefs_cli.main")
     home = open_directory / "guardian-home"
     (home / "mnt").mkdir(parents=True)
     run_puzzlefs("build", odd.source / "big", home / "images:v3")
     subprocess.run(["chown", "-R", str(uid), home], check=True)
 
     def puzzlefs(*words: str | Path) -> str:
-        command = [*as_user(uid), python, "-m", "puzzlefs_cli", *map(str, words)]
+        command = [*as_user(uid), "env", python, "-m", "puzzlefs_cli", *map(str, words)]
         result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=False)
         assert result.returncode == 0, result.stderr
         return result.stdout
