@@ -12,11 +12,11 @@ many places were found, and what the slowest input took.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import random
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -59,13 +59,18 @@ def main() -> None:
         )
         sys.stdout.flush()
 
-    def stop() -> None:  # libFuzzer's own way to stop, -max_total_time, leaves no room to say how it went
-        time.sleep(words.seconds)
+    # libFuzzer's own way to stop, -max_total_time, leaves no room to say how it went
+    def finish() -> None:
         tell()
+        atexit._run_exitfuncs()
         os._exit(0)
+
+    deadline = time.monotonic() + words.seconds
 
     def run(data: bytes) -> None:
         nonlocal runs, refused, slowest
+        if time.monotonic() > deadline:
+            finish()
         verdict = judge(target.run, data, cpu_seconds=SLOWED * CPU_SECONDS)
         runs += 1
         refused += verdict.refused
@@ -87,7 +92,6 @@ def main() -> None:
             data = target.mutate(bytes(data), rnd)
         return data[:max_size]
 
-    threading.Thread(target=stop, daemon=True).start()
     options = [f"-max_len={target.max_size}", "-timeout=60", "-rss_limit_mb=4096", f"-seed={words.seed or 1}"]
     atheris.Setup([sys.argv[0], str(words.corpus), *options], run, custom_mutator=mutate)
     atheris.Fuzz()
