@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
 from puzzlefs_cli.options import add_image_options
-from puzzlefs_cli.text import aligned, readable, times
+from puzzlefs_cli.text import aligned, counted, readable, times
 
 if TYPE_CHECKING:
     from puzzlefs.image import Image
@@ -155,7 +155,7 @@ def _kinds(report: Inspection) -> str:
         f"{count} {_kind(kind, count)}" for kind, count in sorted(report.kinds.items(), key=lambda item: -item[1])
     )
     more = report.names + 1 - report.inodes - report.malformed
-    names = f"; {more} further names" if more > 0 else ""
+    names = f"; {counted(more, 'further name')}" if more > 0 else ""
     malformed = f"; {report.malformed} malformed" if report.malformed else ""
     return f"{report.inodes}: {kinds}{names}{malformed}"
 

@@ -106,7 +106,7 @@ class Check:
                 visible = frozenset(image.tree.links().visible)
             except FormatError:
                 visible = None  # reported with the tree
-        recorded = self._recorded(image)
+        recorded = self._recorded(number, image)
         chunks: dict[Digest, Expected] = {}
         has_compressed = image.manifest is not None and any(
             isinstance(layer, dict) and layer.get("mediaType") == media_types.FILE_DATA_ZSTD
@@ -147,13 +147,15 @@ class Check:
             blob.in_compressed |= has_compressed
         self.survey.malformed += [(number, path, message) for path, message in check_image(image)]
 
-    def _recorded(self, image: Image) -> dict[Digest, VerityDigest]:
+    def _recorded(self, number: int, image: Image) -> dict[Digest, VerityDigest]:
+        """The fs-verity digests that an image records. They are decoded here, once, and nowhere else."""
         if self.quick:
             return {}
         try:
             return dict(image.rootfs.verity.items())
-        except FormatError:
-            return {}  # reported with the tree
+        except FormatError as error:
+            self.survey.malformed.append((number, None, error.message))
+            return {}
 
     def unreachable(self) -> list[int] | None:
         """The sizes of the blobs that nothing reaches, ``None`` if that cannot be known.

@@ -180,14 +180,14 @@ def _other(blob: Expected, verity: VerityDigest | None) -> VerityDigest | None:
 
 
 def _read(fd: int, size: int) -> bytes:
-    parts: list[bytes] = []
-    offset = 0
-    while part := os.pread(fd, size + 1 - min(offset, size), offset):
+    data = os.pread(fd, size + 1, 0)
+    if len(data) == size:
+        return data
+    parts, offset = [data], len(data)
+    while offset <= size and (part := os.pread(fd, size + 1 - min(offset, size), offset)):
         parts.append(part)
         offset += len(part)
-        if offset > size:
-            break  # it grows: its digest will not agree
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)  # if it has grown, its digest will not agree
 
 
 def _shortage(data: bytes, blob: Expected) -> str:
