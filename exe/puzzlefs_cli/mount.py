@@ -107,6 +107,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
+_TAKEOVER = "puzzlefs_cli.takeover"
+"""What a guardian has another version of this program run; its name is the interface between versions."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
     """What was asked for, with paths that stay right in another directory."""
@@ -130,10 +134,13 @@ class _Request:
         if not self.is_supervised:
             return None
         from puzzlefs.mount.successor import Successor, command_of  # noqa: PLC0415
-        from puzzlefs_cli.takeover import MODULE, settings_of  # noqa: PLC0415
 
-        settings = settings_of(self.log_level, self.log_file, foreground=self.is_foreground)
-        return Successor(command_of(MODULE, self.paths), settings)
+        settings = {
+            "log_level": self.log_level,
+            "log_file": None if self.log_file is None else os.fspath(self.log_file),
+            "foreground": self.is_foreground,
+        }
+        return Successor(command_of(_TAKEOVER, self.paths), settings)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,13 +16,6 @@ from puzzlefs.mount.takeover import take_over
 from puzzlefs_cli.heap import keep_memory_together
 from puzzlefs_cli.mount_log import log_in_background, log_to_stderr
 
-MODULE = __name__
-
-
-def settings_of(level: int, file: Path | None, *, foreground: bool) -> dict[str, Any]:
-    """What a server has to know besides the mount: where its log goes."""
-    return {"log_level": level, "log_file": None if file is None else os.fspath(file), "foreground": foreground}
-
 
 def main(state_fd: int) -> int:
     """Serve what the file ``state_fd`` says; the exit code."""

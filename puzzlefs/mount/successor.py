@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -161,6 +160,8 @@ class Successor:
         Raises:
             OSError: if it cannot be executed.
         """
+        import subprocess  # noqa: PLC0415  not on the way to the first server
+
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         memory = os.memfd_create("puzzlefs-requests", os.MFD_CLOEXEC)
         said = os.memfd_create("puzzlefs-said", os.MFD_CLOEXEC)
