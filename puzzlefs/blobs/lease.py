@@ -41,6 +41,7 @@ _MAX_LEASE_SIZE: Final = 512 << 20
 """Bytes of the largest lease that is read: some seven million blobs."""
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+_SETTLED: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _POLL_SECONDS: Final = 0.02
 
 
@@ -119,6 +120,19 @@ class Lease:
         text = "".join([f"{kind.value} {digest.hex()}\n" for digest in roots])
         with self._locked():
             write_all(self._fd, text.encode())
+
+    def settle(self) -> None:
+        """Name nothing more: no file is held open for writing from here on, so the host can make its disk read-only.
+
+        Raises:
+            OSError: as the host reports it; all is as before then.
+        """
+        with self._locked():  # so nobody looks whether it is held
+            fd = os.open(self.name_on_disk, _SETTLED, dir_fd=self._directory)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.close(self._fd)
+            self._fd = fd
 
     def in_fork(self) -> Lease:
         """The same lease for a process that is about to be forked, which must not close it."""

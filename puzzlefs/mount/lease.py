@@ -32,6 +32,8 @@ def leased(image: Image) -> Iterator[None]:
     try:
         lease = Lease(image.layout.blobs_fd, patience=_PATIENCE)
         lease.name((image.manifest_digest,), Root.ROOTFS if image.manifest is None else Root.MANIFEST)
+        with contextlib.suppress(OSError):
+            lease.settle()
     except OSError as error:
         log.info(
             "No lease on %s (%s): puzzlefs gc there will not know of this mount",

@@ -221,10 +221,13 @@ def test_the_file_system_below_becomes_read_only_and_is_detached(made: Made, mou
     with host_faults.small_disk(tmp_path) as disk:
         shutil.copytree(made.layout, disk.root / "layout")
         with mounted(f"{disk.root / 'layout'}:t") as mount:
+            disk.remount("ro")  # refused if anybody had a file open for writing
+            assert (mount.path / "00").read_bytes() == made.contents["00"]
+            disk.remount("rw")
             disk.fail()
             with pytest.raises(OSError, match="Read-only file system"):
                 (disk.root / "new").touch()
-            assert (mount.path / "00").read_bytes() == made.contents["00"]
+            assert (mount.path / "01").read_bytes() == made.contents["01"]
             disk.detach()
             assert list(disk.root.iterdir()) == []
             assert serves_all(mount, made)

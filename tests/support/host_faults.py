@@ -118,6 +118,10 @@ class SmallDisk:
     image: Path
     root: Path
 
+    def remount(self, options: str) -> None:
+        """Mount it with other options, as its administrator does."""
+        subprocess.run(["mount", "-o", f"remount,{options}", self.root], check=True)
+
     def fail(self) -> None:
         """Have the file system find an error, upon which it becomes read-only, whoever may have files open."""
         words = ["findmnt", "-nro", "SOURCE", self.root]

@@ -137,8 +137,8 @@ def run_in_machine(node_ids: Sequence[str], directory: Path) -> tuple[Mapping[st
     }
     assignments = [f"{name}={value}" for name, value in environment.items()]
     pytest = [
-        sys.executable, "-m", "pytest", "-p", "pytest_timeout", "-p", "no:cacheprovider", "-o", "timeout=600",
-        "--basetemp=/run/pytest", "--durations=10",
+        sys.executable, "-m", "pytest", "-p", "pytest_timeout", "-p", "xdist.plugin", "-n", "2",
+        "-p", "no:cacheprovider", "-o", "timeout=600", "--basetemp=/run/pytest", "--durations=10",
     ]  # fmt: skip
     script = directory / "run.sh"
     script.write_text(
