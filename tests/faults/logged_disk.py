@@ -30,6 +30,7 @@ _ENTRY = struct.Struct("=QQ")
 _FLUSH = (1 << 64) - 1
 _LIMIT = struct.Struct("=Q")
 _BLOCK = 4096
+_MAKE = {"ext4": ["mkfs.ext4", "-q", "-b4096", "-m0", "-Jsize=4"], "btrfs": ["mkfs.btrfs", "-q", "-M"]}
 
 _NEVER = 1 << 62
 
@@ -49,15 +50,16 @@ class Write:
 class LoggedDisk:
     """A disk with a file system, mounted at ``root``. A context manager."""
 
-    def __init__(self, directory: Path, options: str = "") -> None:
+    def __init__(self, directory: Path, kind: str = "ext4", options: str = "") -> None:
         """Make it.
 
         Args:
             directory: for its files, and the mount points.
+            kind: the file system.
             options: for mount(8).
         """
         self._directory = directory
-        self._options = options
+        self._kind, self._options = kind, options
         self.root = directory / "mounted"
         self._fuse = directory / "fuse"
         for path in (self.root, self._fuse):
@@ -66,7 +68,7 @@ class LoggedDisk:
         os.truncate(directory / "backing", SIZE)
         (directory / "log").touch()
         (directory / "limit").write_bytes(_LIMIT.pack(_NEVER))
-        subprocess.run(["mkfs.ext4", "-q", "-b4096", "-m0", "-Jsize=4", directory / "backing"], check=True)
+        subprocess.run([*_MAKE[kind], directory / "backing"], check=True)
         self.first = (directory / "backing").read_bytes()
         self._server = subprocess.Popen([sys.executable, __file__, self._fuse, directory])
 
@@ -90,7 +92,7 @@ class LoggedDisk:
 
     def mount(self) -> None:
         """Mount the file system."""
-        mount(self._fuse / "disk", self.root, self._options)
+        mount(self._fuse / "disk", self.root, self._kind, self._options)
 
     def unmount(self) -> None:
         """Unmount it."""
@@ -141,16 +143,18 @@ class LoggedDisk:
         self._server.wait(timeout=60)
 
 
-def mount(disk: Path, place: Path, options: str = "") -> None:
+def mount(disk: Path, place: Path, kind: str, options: str) -> None:
     """Mount the file system on a disk."""
-    words = ["mount", "-t", "ext4", "-o", ",".join(filter(None, ("loop", options))), disk, place]
+    if kind == "btrfs":  # it knows the disk by its number, and would not have an older state of it
+        subprocess.run(["btrfs", "device", "scan", "--forget"], check=True)
+    words = ["mount", "-t", kind, "-o", ",".join(filter(None, ("loop", options))), disk, place]
     subprocess.run(words, check=True)
 
 
 @contextlib.contextmanager
-def mounted(disk: Path, place: Path, options: str = "") -> Iterator[Path]:
+def mounted(disk: Path, place: Path, kind: str, options: str) -> Iterator[Path]:
     """Mount it for a while."""
-    mount(disk, place, options)
+    mount(disk, place, kind, options)
     try:
         yield place
     finally:

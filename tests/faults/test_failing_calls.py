@@ -23,6 +23,7 @@ from zlib import crc32
 import pytest
 from commands import CASES, Stage, build_case
 from faulty_calls import CHANGES, EVERYTHING, GROWS, READS, Action, Fault, FaultyCommand, Kind, choose
+from own_mounts import in_own_mounts
 from stage import NOTHING, Case
 from support.writable import needs_root, writable
 
@@ -111,15 +112,22 @@ def test_a_call_that_fails_in_a_worker(place: Path, command_with_processes: Faul
 
 
 @needs_root
-@pytest.mark.parametrize("mode", MODES)
-def test_a_call_that_fails_while_a_mount_is_committed(place: Path, command: FaultyCommand, mode: str) -> None:
+def test_a_call_that_fails_while_a_mount_is_committed(place: Path) -> None:
     with tempfile.TemporaryDirectory(dir=place) as directory:
-        stage = Stage(Path(directory))
-        with writable(f"{stage.layout}:old", stage.place / "mounted") as mount:
-            (mount.path / "new").write_bytes(random.Random(9).randbytes(150_000))
-            (mount.path / "file-1").unlink()
-            case = Case("commit", ["commit", mount.path, "new"], stage.layout)
-            case.prepare(command)
+        in_own_mounts(lambda: _commit_with_faults(Path(directory)))
+
+
+def _commit_with_faults(directory: Path) -> None:
+    stage = Stage(directory)
+    with (
+        FaultyCommand(directory) as command,
+        writable(f"{stage.layout}:old", stage.place / "mounted") as mount,
+    ):
+        (mount.path / "new").write_bytes(random.Random(9).randbytes(150_000))
+        (mount.path / "file-1").unlink()
+        case = Case("commit", ["commit", mount.path, "new"], stage.layout)
+        case.prepare(command)
+        for mode in MODES:
             try_all(case, command, mode)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +35,7 @@ pytestmark = [
     ),
 ]
 
-CUTS = 600 if "PUZZLEFS_TEST_ALL_FAULTS" in os.environ else 28
+CUTS = 600 if "PUZZLEFS_TEST_ALL_FAULTS" in os.environ else 20
 """Power cuts that are tried."""
 FAILURES = 100 if "PUZZLEFS_TEST_ALL_FAULTS" in os.environ else 8
 """Moments from which on a disk fails that are tried."""
@@ -98,9 +100,16 @@ def _wrong(layout: Path, before: Step | None, during: Step | None, command: Faul
     return problems
 
 
-@pytest.mark.parametrize("options", ["data=ordered", "data=writeback,nodelalloc"])
-def test_power_cut(place: Path, tmp_path: Path, options: str) -> None:
-    in_own_mounts(lambda: with_command(tmp_path, lambda command: _cut_power(place, tmp_path, command, options)))
+@pytest.mark.parametrize(
+    ("kind", "options"), [("ext4", "data=ordered"), ("ext4", "data=writeback,nodelalloc"), ("btrfs", "")]
+)
+def test_power_cut(place: Path, tmp_path: Path, kind: str, options: str) -> None:
+    if shutil.which(f"mkfs.{kind}") is None:
+        pytest.skip(f"mkfs.{kind} is not installed")
+    subprocess.run(["modprobe", "-q", kind], stderr=subprocess.DEVNULL, check=False)
+    if kind not in Path("/proc/filesystems").read_text():
+        pytest.skip(f"this kernel has no {kind}")
+    in_own_mounts(lambda: with_command(tmp_path, lambda command: _cut_power(place, tmp_path, command, kind, options)))
 
 
 def test_a_disk_that_begins_to_fail(tmp_path: Path) -> None:
@@ -113,12 +122,12 @@ def with_command(directory: Path, run: Callable[[FaultyCommand], None]) -> None:
         run(command)
 
 
-def _cut_power(place: Path, tmp_path: Path, command: FaultyCommand, options: str) -> None:
+def _cut_power(place: Path, tmp_path: Path, command: FaultyCommand, kind: str, options: str) -> None:
     stage, directory = tmp_path / "stage", tmp_path / "disk"
     stage.mkdir()
     directory.mkdir()
     steps: list[Step] = []
-    with LoggedDisk(directory, options) as disk:
+    with LoggedDisk(directory, kind, options) as disk:
         layout = disk.root / "images"
         for step in _steps(stage, layout):
             start = disk.position()
@@ -144,7 +153,7 @@ def _cut_power(place: Path, tmp_path: Path, command: FaultyCommand, options: str
         during = steps[len(ended)] if len(ended) < len(steps) else None
         how = ("none", "some", "all", "some")[number % 4]
         state.write_bytes(replay.cut(cut, how))
-        with mounted(state, root, options):
+        with mounted(state, root, kind, options):
             interrupted += during is not None
             found = _wrong(layout, ended[-1] if ended else None, during, command)
         problems += [f"after {cut} of {len(log)} writes, {how} of the last: {one}" for one in found]
