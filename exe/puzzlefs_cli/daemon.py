@@ -7,7 +7,8 @@ had been forked.
 The daemon has a session of its own and no terminal, stands in ``/``, has ``/dev/null`` for standard streams, and has
 inherited no other descriptor but the pipe through which it reports. Must be called while the process has one thread.
 
-The report is one JSON object: ``{}`` for ready, or the fields of an error. No report at all means that the daemon died.
+The report is one JSON object: ``{}`` for ready, or what went wrong (``process_report``). No report at all means that
+the daemon died.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ import json
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from puzzlefs import errors
 from puzzlefs.errors import MountError, PuzzlefsError
+from puzzlefs.mount.process_report import describe, understand
 
 _FIRST_FREE = 3
 _MAX_FD = 1 << 30
@@ -105,7 +105,7 @@ def _work(work: Callable[[Callable[[], None]], None], on_failure: Callable[[], o
             log.critical("the server of the mount failed: %s", error, exc_info=not isinstance(error, PuzzlefsError))
             return 1
         log.error("%s", error)
-        _report(pipe, _fields(error))
+        _report(pipe, describe(error))
         if on_failure is not None:
             on_failure()
         return 1
@@ -130,23 +130,6 @@ def _report(pipe: int, report: dict[str, str | int | None]) -> None:
         os.close(pipe)
 
 
-def _fields(error: BaseException) -> dict[str, str | int | None]:
-    fields: dict[str, str | int | None] = {
-        "kind": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-    if isinstance(error, PuzzlefsError):
-        fields |= {"message": error.message, "hint": error.hint}
-    elif isinstance(error, OSError):
-        fields |= {"errno": error.errno, "message": error.strerror, "path": _text(error.filename)}
-    return fields
-
-
-def _text(path: object) -> str | None:
-    return None if path is None else os.fsdecode(path) if isinstance(path, bytes) else str(path)
-
-
 def _raise_reported(report: bytes, debug: bool) -> None:
     """Raise the error that a daemon reported, as the class that it was."""
     if not report:
@@ -158,11 +141,6 @@ def _raise_reported(report: bytes, debug: bool) -> None:
         return
     if debug:
         print(fields["traceback"], end="", file=sys.stderr)
-    if "hint" in fields:
-        kind = getattr(errors, fields["kind"], PuzzlefsError)
-        error: PuzzlefsError = kind.__new__(kind)
-        PuzzlefsError.__init__(error, fields["message"], hint=fields["hint"])
+    error = understand(fields)
+    if isinstance(error, BaseException):
         raise error
-    if "errno" in fields:
-        raise OSError(fields["errno"], fields["message"], fields["path"])
-    raise RuntimeError(f"{fields['kind']}: {fields['message']}")

@@ -64,10 +64,15 @@ def understand(fields: Mapping[str, Any]) -> BaseException | NotRun:
 
 
 def describe(what: BaseException | NotRun) -> dict[str, str | int | None]:
-    """What went wrong, as fields that JSON can hold."""
+    """What went wrong, as fields that JSON can hold; of an exception also its ``traceback``."""
+    if isinstance(what, NotRun):
+        return {"kind": "NotRun", "text": what.text}
+    trace = "".join(traceback.format_exception(what))[-_MAX_TEXT:]
+    return {**_fields(what), "traceback": trace}
+
+
+def _fields(what: BaseException) -> dict[str, str | int | None]:
     match what:
-        case NotRun(text):
-            return {"kind": "NotRun", "text": text}
         case PuzzlefsError():
             name = next(kind.__name__ for kind in type(what).__mro__ if hasattr(errors, kind.__name__))
             return {"kind": "PuzzlefsError", "class": name, "text": what.message[:_MAX_TEXT], "hint": what.hint}
@@ -76,5 +81,4 @@ def describe(what: BaseException | NotRun) -> dict[str, str | int | None]:
         case OSError(errno=int(number)):
             path = None if what.filename is None else os.fsdecode(what.filename)
             return {"kind": "OSError", "text": what.strerror, "errno": number, "path": path}
-    trace = "".join(traceback.format_exception(what))[-_MAX_TEXT:]
-    return {"kind": "defect", "text": f"{type(what).__name__}: {what}"[:_MAX_TEXT], "traceback": trace}
+    return {"kind": "defect", "text": f"{type(what).__name__}: {what}"[:_MAX_TEXT]}
