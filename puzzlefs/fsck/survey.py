@@ -190,7 +190,7 @@ class Surveyor:
         rootfs: list[Descriptor] = []
         for position, value in enumerate(manifest.layer_objects):
             try:
-                if isinstance(value, Mapping) and value.get("mediaType") in media_types.CHUNK_TYPES:
+                if isinstance(value, dict) and value.get("mediaType") in media_types.CHUNK_TYPES:
                     self._listed_chunk(value, number)
                     continue
                 layer = Descriptor.from_json(value, f"the OCI manifest's layer {position}")
@@ -228,7 +228,11 @@ class Surveyor:
         # There can be hundreds of thousands, each of them a few times, so nothing is called that need not be.
         known = self._listed.get(text)
         if known is None:
-            known = self._listed[text] = self.survey.expect(Digest.parse(text), "chunk", number)
+            digest = Digest.parse(text)
+            known = self.survey.blobs.get(digest)
+            if known is None:
+                known = self.survey.blobs[digest] = Expected("chunk", {number}, {size})
+            self._listed[text] = known
         known.images.add(number)
         known.sizes.add(size)
 
