@@ -281,7 +281,7 @@ def _open(
     metadata = VerifiedBlobs(layout, verifier)
     manifest: Manifest | None = None
     if layout.dialect is Dialect.OCI:
-        manifest = Manifest.parse(data)
+        manifest = Manifest.parse(data).as_text(data)
         rootfs_descriptor = manifest.rootfs()
         data = metadata.read(
             rootfs_descriptor.digest,

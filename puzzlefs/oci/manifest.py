@@ -3,12 +3,14 @@
 ``config`` is the empty descriptor; ``layers`` holds the rootfs blob, then one descriptor for each chunk of the stream,
 in its order, repeats included. It is the manifest's bytes that get hashed, so ``encode`` is exact.
 Descriptors of layers are made when they are asked for: a large image has hundreds of thousands and a mount needs one.
+Even as JSON objects they take five times the room of their text, so who keeps a manifest keeps that (``as_text``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
@@ -41,6 +43,7 @@ class Manifest:
     config: Descriptor
     layer_objects: Sequence[JsonValue]
     extra: Mapping[str, JsonValue] = field(default_factory=dict)
+    _rootfs: Descriptor | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, layers: Sequence[Descriptor], more: Sequence[JsonValue] = ()) -> Manifest:
@@ -60,12 +63,21 @@ class Manifest:
         config = Descriptor.from_json(fields.pop("config", None), "the OCI manifest's config")
         return cls(config, as_list(fields.pop("layers", None), "the OCI manifest's layers"), fields)
 
+    def as_text(self, data: bytes) -> Manifest:
+        """This manifest, which was parsed from ``data``, in less memory: its layers are parsed again when they are
+        asked for.
+
+        Raises:
+            FormatError: as ``rootfs``.
+        """
+        return Manifest(self.config, _LayerText(data, len(self.layer_objects)), self.extra, self.rootfs())
+
     def encode(self) -> bytes:
         """The bytes to store."""
         document: JsonObject = {
             **self.extra,
             "config": self.config.to_json(),
-            "layers": self.layer_objects,
+            "layers": list(self.layer_objects),
             "schemaVersion": _SCHEMA_VERSION,
         }
         return encode(document)
@@ -93,6 +105,8 @@ class Manifest:
         Raises:
             FormatError: if there is none, or more than one.
         """
+        if self._rootfs is not None:
+            return self._rootfs
         found: list[Descriptor] = []
         for number, value in enumerate(self.layer_objects):
             # every mount waits for this loop, and layers are many: nothing is called, and no text made, for each
@@ -106,3 +120,31 @@ class Manifest:
         if len(found) > 1:
             raise FormatError("the OCI manifest names more than one PuzzleFS rootfs")
         return found[0]
+
+
+class _LayerText(Sequence[JsonValue]):
+    """The layers of a manifest, parsed anew by each pass over them."""
+
+    __slots__ = ("_count", "_data")
+
+    def __init__(self, data: bytes, count: int) -> None:
+        self._data = data
+        self._count = count
+
+    def _parsed(self) -> Sequence[JsonValue]:
+        return as_list(parse_object(self._data, "the OCI manifest").get("layers"), "the OCI manifest's layers")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[JsonValue]:
+        return iter(self._parsed())
+
+    @overload
+    def __getitem__(self, index: int) -> JsonValue: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[JsonValue]: ...
+
+    def __getitem__(self, index: int | slice) -> JsonValue | Sequence[JsonValue]:
+        return self._parsed()[index]
