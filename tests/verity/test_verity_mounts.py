@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ INTEGRITY, NOT_SUPPORTED = 5, 6
 
 PLAIN = 600_000
 """Bytes of the file ``plain``, which is several chunks long."""
+
+PATIENCE = 120
+"""Seconds after which something counts as hanging; everything is slow in an emulated machine."""
 
 KERNEL = ("--verity", "kernel")
 
@@ -92,8 +96,17 @@ class Sealed:
                 yield mountpoint
             finally:
                 puzzlefs("umount", mountpoint)
+                self._wait_for_servers()
         finally:
             mountpoint.rmdir()
+
+    def _wait_for_servers(self) -> None:
+        """Wait until what has served is gone: its lease is the last that it takes away."""
+        deadline = time.monotonic() + PATIENCE
+        while any((self.layout / "blobs" / "sha256").glob(".lease-*")):
+            if time.monotonic() > deadline:
+                raise AssertionError("a server does not end")
+            time.sleep(0.02)
 
     def has_logged(self, *words: str) -> bool:
         """Whether there is a line about an error that has all these words."""
