@@ -23,6 +23,7 @@ starting must be quick, and a server that has confined itself can load nothing a
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -54,6 +55,9 @@ _MODULES: Final = ("json", "select", "socket", "struct", "puzzlefs.mount.control
 _BACKLOG: Final = 64
 _MAX_CLIENTS: Final = 8
 _STRANGER_PAUSE: Final = 0.01
+_FORMER_MOUNT: Final = 3.0
+"""Seconds that the server of a mount which is gone may need to notice."""
+_POLL: Final = 0.005
 
 
 class ServerFacts(NamedTuple):
@@ -98,7 +102,7 @@ def listen(device: str) -> socket.socket | None:
     listener = None
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        listener.bind(address_of(device))
+        _bind(listener, address_of(device))
         listener.listen(_BACKLOG)
     except OSError as error:
         if listener is not None:
@@ -106,6 +110,40 @@ def listen(device: str) -> socket.socket | None:
         log.warning("this mount cannot be asked for its status: no control socket for %s: %s", device, error.strerror)
         return None
     return listener
+
+
+def _bind(listener: socket.socket, address: bytes) -> None:
+    """Take a name; wait for a mount of the same number that was here before us and is about to let go of it.
+
+    Raises:
+        OSError: if somebody has it.
+    """
+    deadline = time.monotonic() + _FORMER_MOUNT
+    while True:
+        try:
+            listener.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline or not _is_of_ours(address):
+                raise
+            time.sleep(_POLL)
+        else:
+            return
+
+
+def _is_of_ours(address: bytes) -> bool:
+    """Whether root or this user listens there, or nobody any more."""
+    import socket  # noqa: PLC0415
+
+    from puzzlefs.mount.control_answers import peer_uid  # noqa: PLC0415
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as connection:
+        try:
+            connection.connect(address)
+            return peer_uid(connection) in (0, os.geteuid())
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
 
 
 def load() -> None:

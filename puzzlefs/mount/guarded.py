@@ -20,10 +20,11 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
+from puzzlefs.errors import FormatError
 from puzzlefs.mount.confine import confine
 from puzzlefs.mount.control import Control, ServerFacts
 from puzzlefs.mount.engine import Mounting
@@ -118,9 +119,7 @@ def serve_guarded(
     operations = mounting.operations
     try:
         confinement = confine((operations.image.layout.blobs_fd,))
-        operations.errors.restore(
-            map(MountEvent.from_json, custody.events), custody.event_count, custody.failed_requests
-        )
+        operations.errors.restore(_understood(custody.events), custody.event_count, custody.failed_requests)
         operations.errors.on_event = lambda event: messages.event(
             event, operations.errors.count, operations.errors.failed_requests
         )
@@ -170,3 +169,10 @@ def serve_guarded(
     if session.signal == STEP_ASIDE:
         return STEPPED_ASIDE if is_clean else _BEGUN_IS_LEFT
     return GONE if session.signal is None else ENDED
+
+
+def _understood(events: Iterable[Mapping[str, object]]) -> Iterator[MountEvent]:
+    """The events that are some: an earlier server, which an image had taken over, may have said anything."""
+    for event in events:
+        with contextlib.suppress(FormatError):
+            yield MountEvent.from_json(event)

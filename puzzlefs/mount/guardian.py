@@ -55,6 +55,8 @@ _TICK: Final = 5.0
 """Seconds between looks whether a server is dying without being dead, see ``_is_dying``."""
 _PATIENCE: Final = 3.0
 """Seconds that a server which was told to end may take."""
+_RETIREMENT: Final = 15.0
+"""Seconds that a server which was told to step aside may take."""
 _START_PATIENCE: Final = 60.0
 """Seconds that a new version of the program has until it serves."""
 _QUICK: Final = 1.0
@@ -116,7 +118,7 @@ class _Guardian:
         self._candidate: Server | None = None
         self._retiring: list[Server] = []
         self._is_forking = True
-        self._start_at = 0.0
+        self._start_at = self._retired_at = 0.0
         self._leftover: list[bytes] = []
         self._futile = 0
         self._deaths: dict[int, int] = {}
@@ -165,9 +167,11 @@ class _Guardian:
 
     def _unwatch(self, server: Server) -> None:
         for fd in (server.pidfd, server.channel.fileno()):
-            self._watched.pop(fd, None)
-            with contextlib.suppress(KeyError):
-                self._poll.unregister(fd)
+            self._forget(fd)
+
+    def _forget(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._poll.unregister(fd)
 
     def _step(self) -> None:
         """Wait for something, and deal with it."""
@@ -218,6 +222,9 @@ class _Guardian:
         server, candidate = self._server, self._candidate
         if candidate is not None and time.monotonic() > candidate.started + _START_PATIENCE:
             candidate.send_signal(signal.SIGKILL)
+        for retiring in self._retiring:
+            if time.monotonic() > self._retired_at + _RETIREMENT:
+                retiring.send_signal(signal.SIGKILL)
         if server is None or not _is_dying(server.pid):
             self._dying = None
         elif self._dying == server.pid:
@@ -239,9 +246,6 @@ class _Guardian:
 
     def _start(self) -> None:
         """Start a server in the place of one that is gone."""
-        if self._candidate is not None:  # it comes in time for that
-            self._server, self._candidate = self._candidate, None
-            return
         self._custody.restarts += 1
         leftover, self._leftover = self._leftover, []
         if self._is_forking or self._successor is None:
@@ -314,6 +318,8 @@ class _Guardian:
                     continue
             for fd in fds:
                 os.close(fd)
+        if server.is_silent:  # or there would be no end of looking
+            self._forget(server.channel.fileno())
 
     def _ready(self, server: Server) -> None:
         server.is_ready = True
@@ -324,7 +330,8 @@ class _Guardian:
             if old is not None:
                 self._retiring.append(old)
                 old.send_signal(STEP_ASIDE)
-            self._answer_asking({"server_pid": server.pid})
+                self._retired_at = time.monotonic()
+            self._answer_if_over()
         elif not self._is_ready:
             self._is_ready = True
             self._mount.read_ahead(READ_AHEAD)
@@ -350,6 +357,8 @@ class _Guardian:
             self._retiring.remove(server)
             if code != STEPPED_ASIDE:
                 self._recover(server)
+                self._refuse(self._leftover)  # there is nobody to hand them to
+            self._answer_if_over()
         elif code in (GONE, ENDED):
             self._server = None
             self._ended = True
@@ -390,9 +399,14 @@ class _Guardian:
         self._deaths = deaths
         if not self._tell_kernel(resend_notification()):
             self._leftover += server.flight.unanswered()
-            for request in self._leftover[MAX_AHEAD:]:  # the next server has no room for more
-                self._tell_kernel(error_reply(IN_HEADER.unpack_from(request)[2], errno.EIO))
+            excess = self._leftover[MAX_AHEAD:]
             del self._leftover[MAX_AHEAD:]
+            self._refuse(excess)  # the next server has no room for them
+
+    def _refuse(self, requests: list[bytes]) -> None:
+        for request in requests:
+            self._tell_kernel(error_reply(IN_HEADER.unpack_from(request)[2], errno.EIO))
+        requests.clear()
 
     def _tell_kernel(self, message: bytes) -> bool:
         try:
@@ -427,6 +441,11 @@ class _Guardian:
             self._custody.restarts -= 1
             return
         self._attend(self._candidate)
+
+    def _answer_if_over(self) -> None:
+        """Tell who asked for another server that it is there, and the former one, who answers clients too, is gone."""
+        if self._candidate is None and self._server is not None and not self._retiring:
+            self._answer_asking({"server_pid": self._server.pid})
 
     def _answer_asking(self, answer: Mapping[str, object] | PuzzlefsError) -> None:
         if not self._asking:

@@ -33,6 +33,7 @@ STATE_VERSION: Final = 1
 """The version of what a successor is told."""
 
 _MAX_MESSAGE: Final = 1 << 16
+_MAX_MESSAGES: Final = 64
 _MAX_DESCRIPTORS: Final = 4
 _MAX_SAID: Final = 4096
 _FIRST_FREE: Final = 3
@@ -53,6 +54,7 @@ class Server:
         started: when, in seconds of ``time.monotonic``.
         failure: what it says went wrong.
         is_ready: whether it has begun to answer.
+        is_silent: whether it has closed its end of ``channel``.
     """
 
     pid: int
@@ -65,6 +67,7 @@ class Server:
     started: float = field(default_factory=time.monotonic)
     failure: BaseException | None = None
     is_ready: bool = False
+    is_silent: bool = False
     _code: int | None = None
 
     def __post_init__(self) -> None:
@@ -90,13 +93,19 @@ class Server:
         return self._code
 
     def messages(self) -> Iterator[tuple[Mapping[str, Any], list[int]]]:
-        """What it has said since, each message with the descriptors that came along, which the caller closes."""
-        while True:
+        """What it has said since, each message with the descriptors that came along, which the caller closes.
+
+        Not too many at once: there are others who have something to say.
+        """
+        for _ in range(_MAX_MESSAGES):
             try:
                 data, fds, _, _ = socket.recv_fds(self.channel, _MAX_MESSAGE, _MAX_DESCRIPTORS)
-            except OSError:
+            except BlockingIOError:
                 return
+            except OSError:
+                data, fds = b"", []
             if not data:
+                self.is_silent = True
                 return
             try:
                 message = json.loads(data)

@@ -263,7 +263,7 @@ def test_hangup_is_a_restart(odd: Built, mounted: Mount, of: str) -> None:
     with mounted(odd.image("v1"), bad_lines=True) as mount:
         before = mount_status(mount.path)
         os.kill(getattr(before, of), signal.SIGHUP)
-        _wait_for(lambda: _server(mount.path) != before.server_pid)
+        wait_for_end(before.server_pid, _DEADLINE)
         executed = mount_status(mount.path)
         command = Path("/proc", str(executed.server_pid), "cmdline").read_bytes()
         assert b"puzzlefs_cli.takeover" in command
@@ -395,7 +395,7 @@ def test_a_mount_in_the_foreground(odd: Built, point: Path) -> None:
         status = mount_status(point)
         assert status.guardian_pid == process.pid
         os.kill(process.pid, signal.SIGHUP)
-        _wait_for(lambda: _server(point) != status.server_pid)
+        wait_for_end(status.server_pid, _DEADLINE)
         killed = _kill(point)
         _wait_for(lambda: _server(point) != killed)
         process.send_signal(signal.SIGINT)
