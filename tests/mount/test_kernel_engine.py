@@ -185,7 +185,7 @@ def test_a_slow_host_stops_only_who_waits_for_it(odd: Built, mounted: Mount, tmp
                 results.append(os.pread(file.fileno(), 10, offset))
 
         offsets = [len(data) - 100_000, len(data) // 2, 100]
-        with stopped(outer.pid):
+        with stopped(outer.server):
             readers = [threading.Thread(target=read, args=(offset,), daemon=True) for offset in offsets]
             for reader in readers:
                 reader.start()
