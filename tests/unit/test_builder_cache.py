@@ -68,7 +68,7 @@ class TestMetadata:
             calls.append(1)
             return commit_image(*args, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("puzzlefs.builder.run.commit_image", commit)
+        monkeypatch.setattr("puzzlefs.builder.finish.commit_image", commit)
         return calls
 
     @pytest.mark.parametrize("version", [1, 2, 3])
