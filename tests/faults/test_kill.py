@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from commands import CASES, Stage
 from faulty_calls import FaultyCommand
+from own_mounts import in_own_mounts
 from stage import NOTHING, Case, left_behind, make_tree, tags_of
 from support import trees
+from support.writable import needs_root, writable
 
 from puzzlefs.fsck import fsck
 from puzzlefs.image import open_image
@@ -57,6 +59,20 @@ def test_kill(place: Path, command: FaultyCommand, name: str) -> None:
         for number in range(3):
             (stage.new / f"more-{number}").write_bytes(random.Random(number).randbytes(500_000))
         kill_at_random(CASES[name](stage), command, MOMENTS[name])
+
+
+@needs_root
+def test_kill_of_a_commit(place: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=place) as directory:
+        in_own_mounts(lambda: _kill_commits(Path(directory)))
+
+
+def _kill_commits(directory: Path) -> None:
+    stage = Stage(directory)
+    with FaultyCommand(directory) as command, writable(f"{stage.layout}:old", stage.place / "mounted") as mount:
+        (mount.path / "new").write_bytes(random.Random(9).randbytes(1_500_000))
+        (mount.path / "file-1").unlink()
+        kill_at_random(Case("commit", ["commit", mount.path, "new"], stage.layout), command, 8)
 
 
 def test_kill_with_processes(place: Path, command_with_processes: FaultyCommand) -> None:

@@ -20,6 +20,7 @@ from faulty_calls import FaultyCommand
 from logged_disk import LoggedDisk, Replay, mounted
 from own_mounts import in_own_mounts
 from stage import NOTHING, Case, make_tree, tags_of, tar_of
+from support.writable import writable
 
 from puzzlefs.builder import build
 from puzzlefs.collect import collect_garbage
@@ -43,10 +44,11 @@ FAILURES = 100 if "PUZZLEFS_TEST_ALL_FAULTS" in os.environ else 8
 
 @dataclass
 class Step:
-    """A command of a session, and what was true when it had ended."""
+    """A command of a session, and what was true when it had ended; ``again``: what does the same once more."""
 
     words: Sequence[object]
     stdin: Path | None = None
+    again: Sequence[object] | None = None
     bad: frozenset[str] = frozenset()
     end: int = 0
     tags: dict[str, Digest] = field(default_factory=dict)
@@ -63,6 +65,14 @@ def _steps(stage: Path, layout: Path) -> Iterator[Step]:
     yield Step(["build", "--base-layer", "old", new, f"{layout}:on-top"])
     yield Step(["copy", f"{other}:third", layout])
     yield Step(["import", f"{layout}:imported"], tar_of(new, stage / "new.tar.gz", "-z"))
+    with writable(f"{layout}:old", stage / "mounted", how=stage / "upper") as mount:
+        (mount.path / "more").write_bytes(random.Random(9).randbytes(150_000))
+        (mount.path / "file-1").unlink()
+        yield Step(
+            ["commit", mount.path, "committed"],
+            # there is no mount after a power cut, but what was written to it: that is what commit makes the image of
+            again=["build", "--base-layer", "old", "--upper", stage / "upper", f"{layout}:committed"],
+        )
     yield Step(["untag", f"{layout}:new"])
     yield Step(["build", "--no-cache", "-c", new, f"{layout}:on-top"])  # a tag that moves
     yield Step(["gc", "--grace=0", layout])
@@ -87,7 +97,7 @@ def _wrong(layout: Path, before: Step | None, during: Step | None, command: Faul
         if not bad <= (during.bad if during is not None else frozenset()) or report.malformed:
             problems.append(f"{report.bad} {report.malformed}")
     if during is not None and (tags != during.tags or during.words[0] != "untag"):
-        done = command.run(layout, NOTHING, *during.words, stdin=during.stdin)
+        done = command.run(layout, NOTHING, *(during.again or during.words), stdin=during.stdin)
         if done.code != 0:
             problems.append(f"again: {done}")
         elif tags_of(layout) != during.tags:
