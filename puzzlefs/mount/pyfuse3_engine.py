@@ -134,12 +134,15 @@ async def _answer_requests() -> None:
     The queue's descriptor does not block: between the moment when a request is announced and the one when it is read,
     the process that made it may be killed, and the request is withdrawn. A read that waited for the next one would
     stop this whole process. pyfuse3 does not expect "nothing there", nor that there is no memory to read a request
-    into, and leaves its loop, which is then simply entered again.
+    into, and leaves its loop, which is then simply entered again. Nor does it expect that the file system is unmounted
+    while it reads (ECONNABORTED), which is an end like any other.
     """
     ended = False
     while not ended:
         try:
             await pyfuse3.main(min_tasks=1, max_tasks=_TASKS)
+            ended = True
+        except* ConnectionAbortedError:
             ended = True
         except* OSError as group:
             _, others = group.split(lambda error: isinstance(error, OSError) and error.errno in _PASSING)
