@@ -88,4 +88,4 @@ def _mutate(data: bytes, rnd: random.Random) -> bytes:
     return b"".join(parts)
 
 
-TARGETS = (Target("chunks", chunks, _seeds, _mutate, max_size=1 << 16, smoke_runs=800),)
+TARGETS = (Target("chunks", chunks, _seeds, _mutate, max_size=1 << 16),)

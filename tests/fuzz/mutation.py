@@ -5,6 +5,7 @@ All are functions of the input and a ``random.Random``, so a seed says what happ
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -125,7 +126,7 @@ def _change_json(document: Any, rnd: random.Random) -> None:
     there, other = rnd.choice(places)
     match rnd.randrange(5):
         case 0:
-            here[key] = rnd.choice(_ODD_VALUES)
+            here[key] = copy.deepcopy(rnd.choice(_ODD_VALUES))  # it may be changed later
         case 1:
             here[key] = json.loads(json.dumps(there[other]))
         case 2:

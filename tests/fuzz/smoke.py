@@ -11,12 +11,12 @@ _KEPT = 200
 _CHAIN = 4
 
 
-def mutations(target: Target, count: int, seed: int = 0) -> Iterator[bytes]:
-    """``count`` inputs, each a seed or an earlier one after a few changes."""
+def mutations(target: Target, seed: int = 0) -> Iterator[bytes]:
+    """Inputs without end, each a seed or an earlier one after a few changes."""
     rnd = random.Random(f"{target.name} {seed}")
     pool = list(target.seeds())
     first = len(pool)
-    for _ in range(count):
+    while True:
         data = rnd.choice(pool)
         for _ in range(rnd.randrange(1, _CHAIN)):
             data = target.mutate(data, rnd)[: target.max_size]

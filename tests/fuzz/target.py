@@ -19,7 +19,6 @@ class Target:
         seeds: inputs to begin with.
         mutate: changes an input in a way that keeps some of its structure.
         max_size: bytes of the largest input that is tried: what an input may cost is bounded for those.
-        smoke_runs: mutations that the test suite tries.
     """
 
     name: str
@@ -27,4 +26,3 @@ class Target:
     seeds: Callable[[], Sequence[bytes]]
     mutate: Mutate
     max_size: int = 1 << 16
-    smoke_runs: int = 300
