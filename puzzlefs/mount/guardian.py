@@ -30,7 +30,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import FrameType
 from typing import Final, NoReturn
@@ -46,7 +46,7 @@ from puzzlefs.mount.guarded import ENDED, GONE, STEPPED_ASIDE, Custody, Messages
 from puzzlefs.mount.kernel_engine import READ_AHEAD
 from puzzlefs.mount.kernel_mount import KernelMount, mount_kernel
 from puzzlefs.mount.kernel_protocol import IN_HEADER, RESENT_BIT, error_reply, resend_notification
-from puzzlefs.mount.signals import ENDING, STEP_ASIDE, held_back, in_main_thread, let_through, woken_by_signals
+from puzzlefs.mount.signals import ENDING, STEP_ASIDE, handled, held_back, in_main_thread
 from puzzlefs.mount.successor import Server, Successor
 
 log = logging.getLogger("puzzlefs.mount")
@@ -133,7 +133,7 @@ class _Guardian:
         """Keep the mount alive until it is unmounted, or a signal ends it. Signals are held back when this begins."""
         prepare()
         load()
-        with self._signals():
+        with handled(ENDING, self._signal, self._wake_write):
             self._adopt(self._forked(is_adopted=False))
             while not self._ended:
                 self._step()
@@ -195,27 +195,12 @@ class _Guardian:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        if not in_main_thread():
-            yield
-            return
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if number == signal.SIGHUP:
-                self._hangup = True
-            else:
-                log.info("%s: unmounting %s", signal.Signals(number).name, self._mount.point)
-                self._ended = True
-
-        before = [(number, signal.signal(number, handle)) for number in ENDING]
-        with woken_by_signals(self._wake_write):
-            try:
-                with let_through():
-                    yield
-            finally:
-                for number, handler in before:
-                    signal.signal(number, handler)
+    def _signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._hangup = True
+        else:
+            log.info("%s: unmounting %s", signal.Signals(number).name, self._mount.point)
+            self._ended = True
 
     def _look_around(self) -> None:
         """What has to be looked at from time to time."""

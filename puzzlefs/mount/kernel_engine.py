@@ -27,7 +27,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from types import FrameType
 from typing import Final
@@ -54,7 +54,7 @@ from puzzlefs.mount.kernel_protocol import (
     store_header,
 )
 from puzzlefs.mount.read_ahead import ReadAhead
-from puzzlefs.mount.signals import ENDING, STEP_ASIDE, held_back, in_main_thread, let_through, woken_by_signals
+from puzzlefs.mount.signals import ENDING, STEP_ASIDE, handled, held_back
 
 log = logging.getLogger("puzzlefs.mount")
 
@@ -74,27 +74,13 @@ _MAX_BACKGROUND: Final = 64
 _MAX_IOV: Final = 512
 
 _DRAINED: Final = 4096
+_EVERYTHING: Final = range(1 << 64)
+"""The inodes whose content is wanted if nobody knows of which it is."""
 _READ: Final = int(Opcode.READ)
 _OPCODES: Final = 0xFF
 _NO_REPLY: Final = frozenset({int(Opcode.FORGET), int(Opcode.BATCH_FORGET), int(Opcode.NOTIFY_REPLY)})
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
 _NOBODY_WAITS: Final = (errno.ENOENT, *_GONE)
-
-
-class _Everything(Collection[int]):
-    """What is wanted if nobody knows."""
-
-    def __contains__(self, item: object) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
-_EVERYTHING: Final = _Everything()
 
 
 class KernelEngine:
@@ -196,7 +182,8 @@ class Session:
         self._start(self._announce, "announcer")
         self._start(self._watch, "watchman")
         self._start(self._ahead.work, "read-ahead")
-        with self._signals_end_it():
+        numbers = ENDING if self._on_hangup is None else (*ENDING, STEP_ASIDE)
+        with handled(numbers, self._signal, self._wake_write):
             if self._is_adopted or self._initialise():
                 self._work(self._workers[0])
 
@@ -238,8 +225,8 @@ class Session:
 
     # ---- beginning
 
-    def _start(self, work: object, name: str) -> threading.Thread:
-        thread = threading.Thread(target=work, name=name, daemon=True)  # type: ignore[arg-type]
+    def _start(self, work: Callable[[], None], name: str) -> threading.Thread:
+        thread = threading.Thread(target=work, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
         return thread
@@ -296,30 +283,14 @@ class Session:
                 with contextlib.suppress(RequestError):
                     self._mounting.operations.totals()
 
-    @contextlib.contextmanager
-    def _signals_end_it(self) -> Iterator[None]:
-        if not in_main_thread():
-            yield
+    def _signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self._on_hangup is not None:
+            self._on_hangup()
             return
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if number == signal.SIGHUP and self._on_hangup is not None:
-                self._on_hangup()
-                return
-            self.signal = signal.Signals(number)
-            if number != STEP_ASIDE:
-                log.info("%s: unmounting %s", self.signal.name, self._mount.point)
-            self.end()
-
-        numbers = ENDING if self._on_hangup is None else (*ENDING, STEP_ASIDE)
-        before = [(number, signal.signal(number, handle)) for number in numbers]
-        with woken_by_signals(self._wake_write):
-            try:
-                with let_through(numbers):
-                    yield
-            finally:
-                for number, handler in before:
-                    signal.signal(number, handler)
+        self.signal = signal.Signals(number)
+        if number != STEP_ASIDE:
+            log.info("%s: unmounting %s", self.signal.name, self._mount.point)
+        self.end()
 
     # ---- who serves
 
@@ -414,8 +385,7 @@ class Session:
                         deadline = now + spin
                     os.sched_yield()
                     if now >= deadline:
-                        poll.poll()
-                        if not self._ended:
+                        if any(ready == self._wake_read for ready, _ in poll.poll()) and not self._ended:
                             self._drain()  # of what a signal left, whose handler has run by now
                         if not self._active.is_set():
                             self._active.set()

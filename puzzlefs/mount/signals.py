@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Final
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -52,17 +53,27 @@ def let_through(numbers: Collection[signal.Signals] = ENDING) -> Iterator[None]:
 
 
 @contextmanager
-def woken_by_signals(fd: int) -> Iterator[None]:
-    """Inside, a signal that has a handler also writes into ``fd``, which does not block; the main thread may say that.
+def handled(
+    numbers: Collection[signal.Signals], handle: Callable[[int, FrameType | None], None], wake_fd: int
+) -> Iterator[None]:
+    """Inside ``held_back``: have signals handled, and let them through.
 
     A handler runs between two steps of Python; a signal that comes after the last of them and before a wait begins
-    would be noticed only when the wait ends.
+    would be noticed only when the wait ends. So each also writes into ``wake_fd``, which does not block, and which
+    whoever waits has to look at.
     """
-    before = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
-    try:
+    if not in_main_thread():
         yield
+        return
+    before = [(number, signal.signal(number, handle)) for number in numbers]
+    fd_before = signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
+    try:
+        with let_through(numbers):
+            yield
     finally:
-        signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(fd_before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def in_main_thread() -> bool:

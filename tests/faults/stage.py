@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faulty_calls import Action, Done, Fault, FaultyCommand
+from faulty_calls import Action, Done, Fault, FaultyCommand, Kind
 
 from puzzlefs.blobs import Layout
 from puzzlefs.collect import collect_garbage
@@ -20,7 +20,7 @@ from puzzlefs.digest import Digest
 from puzzlefs.fsck import fsck
 from puzzlefs_cli.exit_codes import ExitCode
 
-NOTHING = Fault(kinds=0)  # type: ignore[arg-type]
+NOTHING = Fault(kinds=Kind(0))
 _BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 _CHANGES = frozenset(
     [

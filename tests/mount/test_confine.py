@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -415,11 +416,11 @@ def _use(operations: Operations) -> list[Result]:
             results.append("ok")
 
     for name in (b"file", b"link", b"bad", b"missing", b"x" * 300):
-        request(lambda name=name: operations.lookup(1, name))  # type: ignore[misc]
+        request(partial(operations.lookup, 1, name))
     for ino in (1, 2, 3, 4, 99):
         for action in (operations.getattr, operations.entries, operations.readlink):
-            request(lambda action=action, ino=ino: action(ino))  # type: ignore[misc]
-        request(lambda ino=ino: operations.listxattr(ino, privileged=True))  # type: ignore[misc]
+            request(partial(action, ino))
+        request(partial(operations.listxattr, ino, privileged=True))
     request(operations.totals)
     for ino in (2, 4):
         request(lambda ino=ino: operations.fetch(ino, operations.plan(ino, 0, 4096)))  # type: ignore[misc]

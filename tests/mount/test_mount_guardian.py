@@ -57,7 +57,7 @@ def _wait_for(what: Callable[[], object]) -> None:
 def _tar_sum(path: Path) -> str:
     with subprocess.Popen(_TAR, cwd=path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
-        digest = hashlib.file_digest(process.stdout, "sha256").hexdigest()  # type: ignore[arg-type]
+        digest = hashlib.sha256(process.stdout.read()).hexdigest()
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert process.returncode == 0

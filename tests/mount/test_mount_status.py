@@ -186,11 +186,10 @@ def test_in_the_foreground(odd: Built, foreground: Foreground, point: Path) -> N
         assert process.wait(30) == 0
 
 
+@pytest.mark.parametrize("engine", ["kernel"], indirect=True)  # libfuse cannot take over a mount
 def test_what_outlives_a_server(odd: Built, mounted: Mount, broken: Path) -> None:
     """Counts, checked blobs and failures, where a guardian puts another server in the place of one that dies."""
     with mounted(odd.image("v3"), bad_lines=True) as mount:
-        if not _status(mount.path)["supervised"]:
-            pytest.skip("libfuse cannot take over a mount")
         with open(mount.path / _NAME, "rb") as file, pytest.raises(OSError, match="Input/output error"):
             os.pread(file.fileno(), 10, _OFFSET)
         before = _status(mount.path)
