@@ -58,6 +58,8 @@ _STRANGER_PAUSE: Final = 0.01
 _FORMER_MOUNT: Final = 3.0
 """Seconds that the server of a mount which is gone may need to notice."""
 _POLL: Final = 0.005
+_FIRST_RETRY: Final = 1.0
+_LAST_RETRY: Final = 60.0
 
 
 class ServerFacts(NamedTuple):
@@ -202,11 +204,15 @@ class Control:
     # ---- inside
 
     def _accept(self) -> None:
-        try:
-            load()
-            self._answer_all()
-        except Exception:  # the mount goes on
-            log.exception("the control socket of %s failed", self._facts.point)
+        pause = _FIRST_RETRY
+        while not self._ended.is_set():
+            try:
+                load()
+                self._answer_all()
+            except Exception as error:  # the mount goes on; out of memory, most likely, which passes
+                log.exception("the control socket of %s failed and will be tried again: %r", self._facts.point, error)
+                self._ended.wait(pause)
+                pause = min(2 * pause, _LAST_RETRY)
 
     def _answer_all(self) -> None:
         import select  # noqa: PLC0415

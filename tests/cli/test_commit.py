@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from rootfs import DebootstrapUnavailableError, cache_dir, debootstrapped_tree, os_release
 from support.edits import Editor
+from support.layouts import copy_layout
 from support.writable import (
     below,
     differences,
@@ -274,7 +275,7 @@ def _delete_and_make_again_what_is_left(root: Path) -> None:
 def test_the_manifest_that_is_mounted_counts(image: str, source: Path, tmp_path: Path) -> None:
     """The tag has moved, or is gone: the new image is on top of what is mounted all the same."""
     layout = tmp_path / "images"
-    shutil.copytree(image.rpartition(":")[0], layout)
+    copy_layout(image.rpartition(":")[0], layout)
     other = tmp_path / "other"
     other.mkdir()
     (other / "other").write_text("other")
@@ -367,7 +368,7 @@ def test_what_cannot_be_committed_is_named(image: str, tmp_path: Path, is_persis
 
 def test_a_layout_that_was_moved(image: str, tmp_path: Path) -> None:
     layout = tmp_path / "images"
-    shutil.copytree(image.rpartition(":")[0], layout)
+    copy_layout(image.rpartition(":")[0], layout)
     with writable(f"{layout}:base", tmp_path / "mnt") as mount:
         layout.rename(tmp_path / "elsewhere")
         assert str(layout) in _refused(3, mount.path, "new")

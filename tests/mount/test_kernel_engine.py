@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import mmap
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 import pytest
 from mounting import Built, Mount, build
 from odd_tree import BIG_FILE, MANY
+from support.layouts import copy_layout
 
 pytestmark = pytest.mark.mount
 
@@ -169,7 +169,7 @@ def _sizes(directory: Path) -> dict[str, int]:
 
 def test_a_slow_host_stops_only_who_waits_for_it(odd: Built, mounted: Mount, tmp_path: Path) -> None:
     data = (odd.source / os.fsdecode(BIG_FILE)).read_bytes()
-    shutil.copytree(odd.layout / "new", tmp_path / "host" / "layout")
+    copy_layout(odd.layout / "new", tmp_path / "host" / "layout")
     build(tmp_path / "host", f"{tmp_path / 'outer'}:t")
     with (
         mounted(f"{tmp_path / 'outer'}:t") as outer,

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from mounting import COMMAND, Mount, Mounted, build, is_mounted, run_puzzlefs, wait_for_end
 from support import host_faults, readers
-from support.layouts import damaged
+from support.layouts import copy_layout, damaged
 
 from puzzlefs.image import open_image
 
@@ -68,7 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture
 def image(made: Made, tmp_path: Path) -> str:
     """A copy that a test may take to pieces."""
-    shutil.copytree(made.layout, tmp_path / "layout")
+    copy_layout(made.layout, tmp_path / "layout")
     return f"{tmp_path / 'layout'}:t"
 
 
@@ -219,7 +219,7 @@ def test_the_layout_is_moved_replaced_and_removed(image: str, made: Made, mounte
 
 def test_the_file_system_below_becomes_read_only_and_is_detached(made: Made, mounted: Mount, tmp_path: Path) -> None:
     with host_faults.small_disk(tmp_path) as disk:
-        shutil.copytree(made.layout, disk.root / "layout")
+        copy_layout(made.layout, disk.root / "layout")
         with mounted(f"{disk.root / 'layout'}:t") as mount:
             disk.remount("ro")  # refused if anybody had a file open for writing
             assert (mount.path / "00").read_bytes() == made.contents["00"]
@@ -236,7 +236,7 @@ def test_the_file_system_below_becomes_read_only_and_is_detached(made: Made, mou
 def test_the_medium_fails(made: Made, mounted: Mount, tmp_path: Path) -> None:
     with host_faults.small_disk(tmp_path) as disk:
         image = f"{disk.root / 'layout'}:t"
-        shutil.copytree(made.layout, disk.root / "layout")
+        copy_layout(made.layout, disk.root / "layout")
         with mounted(image, bad_lines=True) as mount:
             blob = blob_of(image, "05")
             with disk.broken_at(blob):
@@ -283,7 +283,7 @@ def test_no_memory_is_left(image: str, made: Made, mounted: Mount, engine: str) 
     for name, answer in answers.items():
         assert answer in (made.contents[name][MIDDLE : MIDDLE + 10], errno.EIO, errno.ENOMEM)
     for line in mount.bad_lines():
-        assert "MemoryError" in line or "Cannot allocate memory" in line
+        assert "memory" in line.lower() or "failed to map" in line  # the second is what ld.so says
 
 
 def test_no_thread_can_be_started(image: str, made: Made, mounted: Mount, tmp_path: Path, engine: str) -> None:

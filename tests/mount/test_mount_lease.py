@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from mounting import Built, Mount, run_puzzlefs
 from support import trees
+from support.layouts import copy_layout
 
 pytestmark = pytest.mark.mount
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.mount
 def image(request: pytest.FixtureRequest, odd: Built, tmp_path: Path) -> str:
     """An image that a test may take to pieces."""
     source, _, tag = odd.image(request.param).rpartition(":")
-    shutil.copytree(source, tmp_path / "oci")
+    copy_layout(source, tmp_path / "oci")
     return f"{tmp_path}/oci:{tag}"
 
 
@@ -61,7 +61,7 @@ def test_the_lease_of_a_server_that_was_killed_counts_for_nothing(image: str, tm
 
 def test_several_mounts_of_one_layout(odd: Built, tmp_path: Path, mounted: Mount) -> None:
     layout = tmp_path / "oci"
-    shutil.copytree(odd.layout / "new", layout)
+    copy_layout(odd.layout / "new", layout)
     with mounted(f"{layout}:v3") as one:
         with mounted(f"{layout}:v3-zstd") as two:
             untag_all(layout)
@@ -102,7 +102,7 @@ def test_a_layout_that_is_not_writable(image: str, odd: Built, tmp_path: Path, m
 
 def test_a_writable_mount(odd: Built, tmp_path: Path) -> None:
     layout, point = tmp_path / "oci", tmp_path / "mnt"
-    shutil.copytree(odd.layout / "new", layout)
+    copy_layout(odd.layout / "new", layout)
     point.mkdir()
     run_puzzlefs("mount", "--writable", f"{layout}:v3", point)
     try:

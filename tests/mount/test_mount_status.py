@@ -23,6 +23,7 @@ from mounting import (
     python_for,
     run_puzzlefs,
 )
+from support.layouts import copy_layout
 
 from puzzlefs.image import open_image
 from puzzlefs.mount.control import address_of
@@ -250,7 +251,7 @@ def test_whoever_mounted_may_ask(
     odd: Built, engine: str, other_user: AsUser, open_directory: Path, tmp_path: Path
 ) -> None:
     layout, point = open_directory / f"layout-{engine}", open_directory / f"own-{engine}"
-    subprocess.run(["cp", "-r", odd.layout / "new", layout], check=True)
+    copy_layout(odd.layout / "new", layout)
     subprocess.run(["chmod", "-R", "a+rX", layout], check=True)
     point.mkdir()
     os.chown(point, _USER, _USER)

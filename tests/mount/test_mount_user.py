@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mounting import Built, as_user, copy_packages, is_mounted, python_for, read_fifo, wait_for_end
+from support.layouts import copy_layout
 
 pytestmark = pytest.mark.mount
 
@@ -66,7 +67,7 @@ def home(open_directory: Path, tmp_path: Path) -> Iterator[Path]:
 def image(odd: Built, open_directory: Path) -> str:
     """A copy of an image that everybody can read."""
     layout = open_directory / "layout"
-    subprocess.run(["cp", "-r", odd.layout / "new", layout], check=True)
+    copy_layout(odd.layout / "new", layout)
     subprocess.run(["chmod", "-R", "a+rX", layout], check=True)
     return f"{layout}:v3"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mounting import read_fifo
+from support.layouts import copy_layout
 from support.writable import below, digest_of, kill_all, mounts_at, needs_root, puzzlefs, wait_for_end, writable
 
 pytestmark = [pytest.mark.mount, needs_root]
@@ -451,7 +452,7 @@ def test_directories_in_one_another(image: str, tmp_path: Path) -> None:
     for upper in (path, path / "upper", tmp_path):
         assert str(path) in _refused(2, "-p", upper, image, path)
     layout = path / "images"
-    subprocess.run(["cp", "-a", image.partition(":")[0], layout], check=True)
+    copy_layout(image.partition(":")[0], layout)
     assert str(layout) in _refused(2, "-w", f"{layout}:t", path)
     assert os.listdir(path) == ["images"]
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
+from puzzlefs.blobs.lease import LEASE_PREFIX
 from puzzlefs.image import open_image
 from support import trees
+
+
+def copy_layout(source: str | Path, destination: Path) -> None:
+    """Copy a layout, but not what says who relies on it: a mount of another test may end in between."""
+    shutil.copytree(source, destination, ignore=shutil.ignore_patterns(f"{LEASE_PREFIX}*"))
 
 
 def blob_names(layout: Path) -> set[str]:

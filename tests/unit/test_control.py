@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -23,7 +24,7 @@ from puzzlefs.builder import build
 from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import InvalidArgumentError, MountError, NotFoundError
 from puzzlefs.image import Image, open_image
-from puzzlefs.mount import control_answers, control_client, soundness
+from puzzlefs.mount import control, control_answers, control_client, soundness
 from puzzlefs.mount.control import Action, Control, ServerFacts, address_of, listen
 from puzzlefs.mount.control_client import LiveMount, ask, find_mount
 from puzzlefs.mount.counters import RequestCounters
@@ -476,3 +477,23 @@ def test_what_is_no_mount_point(tmp_path: Path) -> None:
 def test_what_is_another_mount() -> None:
     with pytest.raises(MountError, match="type proc, not one of PuzzleFS"):
         find_mount("/proc")
+
+
+def test_the_socket_comes_back_when_there_is_memory_again(
+    controlled: Controlled, live: LiveMount, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = control.load
+    failures = iter((MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")))
+
+    def fails_first() -> None:
+        for failure in failures:
+            raise failure
+        load()
+
+    monkeypatch.setattr(control, "load", fails_first)
+    monkeypatch.setattr(control, "_FIRST_RETRY", 0.01)
+    with controlled():
+        assert ask(live, "status")["server_pid"] == os.getpid()
+    assert len(caplog.records) == 2
+    assert "MemoryError()" in caplog.records[0].getMessage()
+    assert "Cannot allocate memory" in caplog.records[1].getMessage()
