@@ -25,7 +25,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -79,13 +78,13 @@ class Maker:
         """What a layer above ``tree`` says after some changes."""
         self._place = -(-self._place // _CHUNK_SIZE) * _CHUNK_SIZE
         files = [ino for ino, inode in tree.items() if isinstance(inode.content, RegularFile)]
-        layer = {ino: replace(self._file(ino), permissions=0o600) for ino in self._random.sample(files, changes)}
+        layer = {ino: self._file(ino)._replace(permissions=0o600) for ino in self._random.sample(files, changes)}
         leaves = [inode for inode in tree.values() if inode.ino != ROOT_INO and _holds_files(inode, tree)]
         fresh = max(tree) + 1
         for leaf in self._random.sample(leaves, min(_MOVED, len(leaves))):
             kept = _entries(leaf)[1:]
             content = Directory((*kept, DirEntry(fresh, b"new%09d" % fresh)))
-            layer[leaf.ino] = replace(leaf, content=content)
+            layer[leaf.ino] = leaf._replace(content=content)
             layer[fresh] = self._file(fresh)
             fresh += 1
         return [inode for _, inode in sorted(layer.items())]

@@ -203,7 +203,7 @@ class _Collection:
                 tag = entry.annotation(media_types.REF_NAME) or "an entry without a tag"
                 with _nothing_removed(f"{layout.path}: {tag}"):
                     reachable.add_entry(entry)
-            found.append((layout, old, replace(old, manifests=tuple(kept))))
+            found.append((layout, old, old._replace(manifests=tuple(kept))))
         return found
 
     def _follow_leases(self, reachable: Reachable) -> int:

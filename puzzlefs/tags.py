@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -154,7 +154,7 @@ def untag(image: ImageReference | str) -> TagChange:
         entry = layout.find_entry(index, reference.tag)
         # All entries of this name: where it stands twice, the one that did not count must not begin to count.
         kept = [one for one in index.manifests if one.annotation(media_types.REF_NAME) != reference.tag]
-        index = replace(index, manifests=tuple(kept))
+        index = index._replace(manifests=tuple(kept))
         layout.write_index(index)
     return _change(reference, entry, entry, index)
 

@@ -7,9 +7,8 @@ import gc
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from puzzlefs.errors import InvalidArgumentError
 from puzzlefs.oci import ImageReference
@@ -111,8 +110,7 @@ _TAKEOVER = "puzzlefs_cli.takeover"
 """What a guardian has another version of this program run; its name is the interface between versions."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(NamedTuple):
     """What was asked for, with paths that stay right in another directory."""
 
     image: ImageReference

@@ -197,7 +197,7 @@ class _Scan:
                 raise tree.failure("read", directory, name, error) from error
         self._facts += (names, [entry.ino for entry in entries])
         inode = self._found.inodes[visit.index]
-        self._found.inodes[visit.index] = replace(inode, content=Directory(tuple(entries)))
+        self._found.inodes[visit.index] = inode._replace(content=Directory(tuple(entries)))
         return below
 
     def _number(self, fd: int, base: bytes, directory: SourceDirectory, name: bytes, below: list[_Visit]) -> int:

@@ -10,7 +10,7 @@ Malformed trees are refused whole, as ``extract`` does: nothing is stored for an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from puzzlefs.builder.chunks import FileStream
@@ -115,7 +115,7 @@ class _Renumbering:
                 number = self._number(visit.place, entry.name, entry.ino)
             entries.append(DirEntry(number, entry.name))
         inodes = self._found.inodes
-        inodes[visit.index] = replace(inodes[visit.index], content=Directory(tuple(entries)))
+        inodes[visit.index] = inodes[visit.index]._replace(content=Directory(tuple(entries)))
         return below
 
     def _number(self, place: SourceDirectory, name: bytes, ino: int) -> int:

@@ -17,8 +17,7 @@ descriptor's checksum flag is set. All numbers are little-endian.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from puzzlefs.errors import FormatError
 
@@ -47,8 +46,7 @@ _CONTENT_SIZE_FIELD = (0, 2, 4, 8)
 _DICTIONARY_FIELD = (0, 1, 2, 4)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One frame of zstd data.
 
     Attributes:
@@ -72,8 +70,7 @@ class Frame:
         return self.blocks * _MAX_BLOCK_CONTENT
 
 
-@dataclass(frozen=True, slots=True)
-class SeekEntry:
+class SeekEntry(NamedTuple):
     """What a seek table says of one frame, in bytes."""
 
     compressed_size: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.builder import VERSIONS, Progress
@@ -139,8 +139,8 @@ def _with_new_chunks(inode: Inode, converted: dict[Key, ConvertedChunk]) -> Inod
     for part in content.chunks:
         blob = part.blob
         found = converted.get((blob.digest, blob.compressed))
-        parts.append(part if found is None else replace(part, blob=replace(blob, digest=found.chunk.digest)))
-    return replace(inode, content=RegularFile(content.size, tuple(parts)))
+        parts.append(part if found is None else part._replace(blob=blob._replace(digest=found.chunk.digest)))
+    return inode._replace(content=RegularFile(content.size, tuple(parts)))
 
 
 def _copy(

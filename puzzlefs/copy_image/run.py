@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -219,7 +219,7 @@ class _Copy:
             if tag is not None:
                 new[tag] = referrer
             elif referrer not in index.manifests:
-                index = replace(index, manifests=(*index.manifests, referrer))
+                index = index._replace(manifests=(*index.manifests, referrer))
         new.update(self._entries)
         moved = {
             tag: entry

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from puzzlefs.builder.describe import PERMISSIONS, content_of, xattrs_of
@@ -126,7 +126,7 @@ class _Upper:
             else:
                 entries[name] = ino
         content = Directory(tuple(DirEntry(entries[name], name) for name in sorted(entries)))
-        self._add_directory(replace(visit.inode, content=content), content, visit.old)
+        self._add_directory(visit.inode._replace(content=content), content, visit.old)
         return visits
 
     def _add_directory(self, inode: Inode, directory: Directory, old_ino: int | None) -> None:

@@ -12,7 +12,6 @@ byte, since nothing less proves that it is the same; where only attributes diffe
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from puzzlefs.builder.scan import ScannedTree, SourceFile, identity_of
 from puzzlefs.builder.source import SourceTree
@@ -68,7 +67,7 @@ class _Difference:
             if isinstance(content, RegularFile) and ino in self._files and not self._keeps_chunks(ino, inode):
                 content = layer.stream.reserve(content.size)
                 layer.files.append(self._files[ino])
-            layer.inodes.append(replace(inode, ino=number, content=content))
+            layer.inodes.append(inode._replace(ino=number, content=content))
         return layer
 
     def _give_numbers(self) -> None:
@@ -101,7 +100,7 @@ class _Difference:
         content = inode.content
         if isinstance(content, Directory):
             entries = tuple(DirEntry(self._numbers[entry.ino], entry.name) for entry in content.entries)
-            inode = replace(inode, content=Directory(entries))
+            inode = inode._replace(content=Directory(entries))
             if old is not None and has_same_attributes(inode, old):
                 below = tuple((entry.ino, entry.name) for entry in self._base.tree.entries(old.ino))
                 if below == tuple((entry.ino, entry.name) for entry in entries):
@@ -112,7 +111,7 @@ class _Difference:
         if isinstance(content, RegularFile):
             if not self._has_same_content(inode, old):
                 return inode
-            inode = replace(inode, content=old.content)
+            inode = inode._replace(content=old.content)
         elif content != old.content:
             return inode
         return None if has_same_attributes(inode, old) else inode

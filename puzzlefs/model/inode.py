@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from puzzlefs.digest import Digest
 
@@ -33,8 +32,30 @@ KIND_NAMES: Final = {kind: kind.name.lower().replace("_", "-") for kind in Kind}
 """What reports call the kinds: ``regular``, ``directory``, ``symlink``, ``char-device`` and so on."""
 
 
-@dataclass(frozen=True, slots=True)
-class BlobRef:
+class _Content:
+    """A value: equal to another one of the same class with the same fields, and never changed.
+
+    Not ``dataclass``, which takes longer to load and to make than everything else that a mount waits for.
+    """
+
+    __slots__ = ()
+    __match_args__: tuple[str, ...] = ()
+
+    def _fields(self) -> tuple[object, ...]:
+        return tuple([getattr(self, name) for name in self.__match_args__])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Content) and type(self) is type(other) and self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._fields()))
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+        return f"{type(self).__name__}({fields})"
+
+
+class BlobRef(NamedTuple):
     """A place in a stored blob.
 
     Attributes:
@@ -48,93 +69,98 @@ class BlobRef:
     compressed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class FileChunk:
+class FileChunk(NamedTuple):
     """A part of a stored chunk that is a part of a file: ``length`` uncompressed bytes from ``blob.offset`` on."""
 
     blob: BlobRef
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class DirEntry:
+class DirEntry(NamedTuple):
     """A name in a directory. Names are 1 to 255 bytes, without ``/`` and NUL, and neither ``.`` nor ``..``."""
 
     ino: int
     name: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RegularFile:
+class RegularFile(_Content):
     """A regular file: its size in bytes, and the parts that it is made of, in order.
 
     ``chunks`` may be decoded lazily; their lengths add up to ``size``. Build one with ``RegularFile.of``.
     """
 
-    size: int
-    chunks: Sequence[FileChunk]
+    __slots__ = __match_args__ = ("size", "chunks")
+
+    def __init__(self, size: int, chunks: Sequence[FileChunk]) -> None:
+        self.size: Final = size
+        self.chunks: Final = chunks
 
     @classmethod
     def of(cls, chunks: Sequence[FileChunk]) -> RegularFile:
         """The file that consists of ``chunks``."""
-        return cls(sum(chunk.length for chunk in chunks), chunks)
+        return cls(sum([chunk.length for chunk in chunks]), chunks)
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(_Content):
     """A directory: its entries, sorted by name, in this metadata layer.
 
     Attributes:
         look_below: ``False``: the list is complete; ``True``: entries of the metadata layers below count as well.
     """
 
-    entries: Sequence[DirEntry]
-    look_below: bool = False
+    __slots__ = __match_args__ = ("entries", "look_below")
+
+    def __init__(self, entries: Sequence[DirEntry], look_below: bool = False) -> None:
+        self.entries: Final = entries
+        self.look_below: Final = look_below
 
 
-@dataclass(frozen=True, slots=True)
-class Symlink:
-    target: bytes
+class Symlink(_Content):
+    __slots__ = __match_args__ = ("target",)
+
+    def __init__(self, target: bytes) -> None:
+        self.target: Final = target
 
 
-@dataclass(frozen=True, slots=True)
-class CharDevice:
-    major: int
-    minor: int
+class CharDevice(_Content):
+    __slots__ = __match_args__ = ("major", "minor")
+
+    def __init__(self, major: int, minor: int) -> None:
+        self.major: Final = major
+        self.minor: Final = minor
 
 
-@dataclass(frozen=True, slots=True)
-class BlockDevice:
-    major: int
-    minor: int
+class BlockDevice(_Content):
+    __slots__ = __match_args__ = ("major", "minor")
+
+    def __init__(self, major: int, minor: int) -> None:
+        self.major: Final = major
+        self.minor: Final = minor
 
 
-@dataclass(frozen=True, slots=True)
-class Fifo:
-    pass
+class Fifo(_Content):
+    __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Socket:
-    pass
+class Socket(_Content):
+    __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Whiteout:
+class Whiteout(_Content):
     """The inode does not exist, whatever the metadata layers below say."""
+
+    __slots__ = ()
 
 
 Content = RegularFile | Directory | Symlink | CharDevice | BlockDevice | Fifo | Socket | Whiteout
 
 
-@dataclass(frozen=True, slots=True)
-class Xattr:
+class Xattr(NamedTuple):
     key: bytes
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
     """One inode of one metadata layer.
 
     Attributes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from puzzlefs.digest import Digest, VerityDigest
@@ -216,8 +215,7 @@ def chunks_of(table: InodeTable, ino: int) -> Sequence[FileChunk]:
     return inode.content.chunks if inode is not None and isinstance(inode.content, RegularFile) else ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rootfs:
+class Rootfs(NamedTuple):
     """A whole image.
 
     Attributes:

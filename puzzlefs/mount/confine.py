@@ -44,8 +44,7 @@ import importlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from puzzlefs.compression import compress_chunk, decompress_chunk
 from puzzlefs.image import DEFAULT_VERSION
@@ -62,8 +61,7 @@ _LATE_MODULES: Final = ("json", "linecache", "select", "socket", "tokenize", "tr
 _SAMPLE: Final = bytes(4096)
 
 
-@dataclass(frozen=True, slots=True)
-class Confinement:
+class Confinement(NamedTuple):
     """What a server has given up.
 
     Attributes:

@@ -10,9 +10,8 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from puzzlefs.errors import InvalidArgumentError, MountError, NotFoundError
 from puzzlefs.model import ROOT_INO
@@ -27,8 +26,7 @@ Not infinity: the kernel adds it to its clock.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Mounting:
+class Mounting(NamedTuple):
     """What an engine is given.
 
     Attributes:
@@ -45,7 +43,7 @@ class Mounting:
     options: MountOptions
     fsname: str
     on_ready: Callable[[], None]
-    requests: RequestCounters = field(default_factory=RequestCounters)
+    requests: RequestCounters
 
 
 class Engine(Protocol):

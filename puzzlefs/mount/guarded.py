@@ -21,7 +21,6 @@ import logging
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from puzzlefs.errors import FormatError
@@ -49,7 +48,6 @@ STEPPED_ASIDE: Final = 11
 _BEGUN_IS_LEFT: Final = 12
 
 
-@dataclass(slots=True)
 class Custody:
     """What outlives servers, besides the mount itself.
 
@@ -63,13 +61,24 @@ class Custody:
         failed_requests: how many requests failed.
     """
 
-    mounted: float
-    guardian_pid: int
-    restarts: int = 0
-    listener: socket.socket | None = None
-    events: list[dict[str, Any]] = field(default_factory=list)
-    event_count: int = 0
-    failed_requests: int = 0
+    def __init__(
+        self,
+        mounted: float,
+        guardian_pid: int,
+        *,
+        restarts: int = 0,
+        listener: socket.socket | None = None,
+        events: Sequence[dict[str, Any]] = (),
+        event_count: int = 0,
+        failed_requests: int = 0,
+    ) -> None:
+        self.mounted: Final = mounted
+        self.guardian_pid: Final = guardian_pid
+        self.restarts = restarts
+        self.listener: Final = listener
+        self.events = list(events)
+        self.event_count = event_count
+        self.failed_requests = failed_requests
 
 
 class Messages:
@@ -131,7 +140,7 @@ def serve_guarded(
             supervised=True,
             guardian_pid=custody.guardian_pid,
             restarts=custody.restarts,
-            confinement=asdict(confinement),
+            confinement=confinement._asdict(),
         )
         control = None
         if custody.listener is not None:
@@ -153,7 +162,7 @@ def serve_guarded(
                 gc.enable()
 
         session = Session(
-            replace(mounting, on_ready=ready),
+            mounting._replace(on_ready=ready),
             mount,
             flight,
             is_adopted=is_adopted,

@@ -31,7 +31,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -84,7 +83,7 @@ class SupervisedEngine:
         """See ``Engine.serve``."""
         counters = os.memfd_create("puzzlefs-counters", os.MFD_CLOEXEC)
         os.ftruncate(counters, COUNTERS_SIZE)
-        mounting = replace(mounting, requests=RequestCounters(counters))
+        mounting = mounting._replace(requests=RequestCounters(counters))
         with held_back():
             mount = mount_kernel(mounting.mountpoint, mounting.options, mounting.fsname)
             guardian = _Guardian(mounting, mount, self._successor, counters)

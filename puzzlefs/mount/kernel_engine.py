@@ -28,7 +28,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from types import FrameType
 from typing import Final
 
@@ -95,7 +94,7 @@ class KernelEngine:
                 mount.read_ahead(READ_AHEAD)
                 mounting.on_ready()
 
-            session = Session(replace(mounting, on_ready=ready), mount, Flight())
+            session = Session(mounting._replace(on_ready=ready), mount, Flight())
             try:
                 session.run()
             finally:

@@ -14,7 +14,6 @@ import ctypes
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -50,7 +49,6 @@ def is_supported() -> bool:
     return _fusermount() is not None
 
 
-@dataclass(slots=True)
 class KernelMount:
     """A mount and its queue.
 
@@ -59,10 +57,14 @@ class KernelMount:
         point: where it is mounted.
     """
 
-    fd: int
-    point: Path
-    _mount: Mount | None = None
-    _helper: socket.socket | None = None
+    __slots__ = ("_helper", "_mount", "fd", "point")
+
+    def __init__(self, fd: int, point: Path, helper: socket.socket | None = None) -> None:
+        """A queue that is open already; ``helper`` ends what unmounts for us when it is closed."""
+        self.fd = fd
+        self.point: Final = point
+        self._mount: Mount | None = None
+        self._helper = helper
 
     @property
     def device(self) -> str:
@@ -137,7 +139,7 @@ def mount_kernel(point: Path, options: MountOptions, fsname: str) -> KernelMount
         mount = KernelMount(_mount_as_root(point, options, fsname), point)
     else:
         fd, helper = _mount_as_user(point, options, fsname)
-        mount = KernelMount(fd, point, _helper=helper)
+        mount = KernelMount(fd, point, helper)
     mount._mount = mounted_at(point)
     return mount
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from puzzlefs.mount.options import SUBTYPE
 
@@ -25,8 +24,7 @@ _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One mount.
 
     Attributes:
@@ -44,8 +42,18 @@ class Mount:
     point: Path
     fs_type: str
     source: str
-    parent_id: int = field(default=0, compare=False)
-    super_options: bytes = field(default=b"", compare=False)
+    parent_id: int = 0
+    super_options: bytes = b""
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same mount: a file system that is mounted again has other numbers, and options change."""
+        return isinstance(other, Mount) and self[:5] == other[:5]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:5])
 
     def super_option(self, name: bytes) -> bytes | None:
         """The value of an option ``name=value`` of the file system, ``None`` if there is no such option."""

@@ -17,8 +17,7 @@ A mount is always read-only, and the kernel always checks permissions (``default
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from puzzlefs.errors import InvalidArgumentError
 
@@ -44,8 +43,7 @@ _KNOWN: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """How to mount.
 
     Attributes:
@@ -124,15 +122,15 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
         case ("", "", "") | ("ro" | "default_permissions", "", ""):
             return options
         case ("allow_other", "", ""):
-            return replace(options, allow_other=True)
+            return options._replace(allow_other=True)
         case ("dev" | "nodev", "", ""):
-            return replace(options, dev=word == "dev")
+            return options._replace(dev=word == "dev")
         case ("suid" | "nosuid", "", ""):
-            return replace(options, suid=word == "suid")
+            return options._replace(suid=word == "suid")
         case ("exec" | "noexec", "", ""):
-            return replace(options, exec=word == "exec")
+            return options._replace(exec=word == "exec")
         case ("auto_unmount", "", ""):
-            return replace(options, auto_unmount=True)
+            return options._replace(auto_unmount=True)
         case ("fsname" | "subtype" as name, "=", value):
             return _with_name(options, name, value)
         case (name, _, _) if name in _REFUSED:
@@ -145,4 +143,4 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
 def _with_name(options: MountOptions, name: str, value: str) -> MountOptions:
     if not value or "\0" in value:
         raise InvalidArgumentError(f"mount option {name}= needs a name", hint=f"for example {name}={SUBTYPE}")
-    return replace(options, fsname=value) if name == "fsname" else replace(options, subtype=value)
+    return options._replace(fsname=value) if name == "fsname" else options._replace(subtype=value)

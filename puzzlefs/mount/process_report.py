@@ -11,8 +11,7 @@ import json
 import os
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from puzzlefs import errors
 from puzzlefs.errors import PuzzlefsError
@@ -20,8 +19,7 @@ from puzzlefs.errors import PuzzlefsError
 _MAX_TEXT: Final = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class NotRun:
+class NotRun(NamedTuple):
     """The command could not be started at all; ``text`` says why."""
 
     text: str

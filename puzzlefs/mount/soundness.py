@@ -14,8 +14,7 @@ import contextlib
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from puzzlefs.digest import SHA256_SIZE, Digest
 from puzzlefs.errors import FormatError, PuzzlefsError
@@ -39,8 +38,7 @@ _MAX_REPORTED: Final = 16
 _REQUEST: Final = "verification of"
 
 
-@dataclass(frozen=True, slots=True)
-class BadBlob:
+class BadBlob(NamedTuple):
     """A blob that failed.
 
     Attributes:
@@ -60,8 +58,7 @@ class BadBlob:
     more_files: int
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(NamedTuple):
     """The end of a verification.
 
     Attributes:

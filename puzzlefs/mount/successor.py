@@ -17,9 +17,8 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from puzzlefs.mount.engine import Mounting
 from puzzlefs.mount.flight import FLIGHT_SIZE, Flight
@@ -39,7 +38,6 @@ _MAX_SAID: Final = 4096
 _FIRST_FREE: Final = 3
 
 
-@dataclass(slots=True, eq=False)
 class Server:
     """A process that serves.
 
@@ -57,22 +55,28 @@ class Server:
         is_silent: whether it has closed its end of ``channel``.
     """
 
-    pid: int
-    channel: socket.socket
-    flight: Flight
-    answered: int
-    successor: Successor | None = None
-    said: int = -1
-    pidfd: int = field(init=False)
-    started: float = field(default_factory=time.monotonic)
-    failure: BaseException | None = None
-    is_ready: bool = False
-    is_silent: bool = False
-    _code: int | None = None
-
-    def __post_init__(self) -> None:
-        self.pidfd = os.pidfd_open(self.pid)
-        self.channel.setblocking(False)
+    def __init__(
+        self,
+        pid: int,
+        channel: socket.socket,
+        flight: Flight,
+        answered: int,
+        successor: Successor | None = None,
+        said: int = -1,
+    ) -> None:
+        self.pid: Final = pid
+        self.channel: Final = channel
+        self.flight: Final = flight
+        self.answered: Final = answered
+        self.successor: Final = successor
+        self.said: Final = said
+        self.pidfd: Final = os.pidfd_open(pid)
+        self.started: Final = time.monotonic()
+        self.failure: BaseException | None = None
+        self.is_ready = False
+        self.is_silent = False
+        self._code: int | None = None
+        channel.setblocking(False)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it is still there."""
@@ -142,8 +146,7 @@ class Server:
             os.close(self.said)
 
 
-@dataclass(frozen=True, slots=True)
-class Successor:
+class Successor(NamedTuple):
     """How a server of a new version of the program is started.
 
     Attributes:

@@ -18,9 +18,8 @@ import os
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 REFUSED: Final[Mapping[str, tuple[int | None, int | None]]] = MappingProxyType(
     {
@@ -128,8 +127,7 @@ _ANY_BIT: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     """An instruction; where a comparison that holds goes on to a label."""
 
     code: int

@@ -70,11 +70,11 @@ def _serve(state: Mapping[str, Any], messages: Messages) -> int:
     custody = Custody(
         state["mounted"],
         state["guardian_pid"],
-        state["restarts"],
-        None if state["listener_fd"] < 0 else socket.socket(fileno=state["listener_fd"]),
-        state["events"],
-        state["event_count"],
-        state["failed_requests"],
+        restarts=state["restarts"],
+        listener=None if state["listener_fd"] < 0 else socket.socket(fileno=state["listener_fd"]),
+        events=state["events"],
+        event_count=state["event_count"],
+        failed_requests=state["failed_requests"],
     )
     mounting = Mounting(
         Operations(image),

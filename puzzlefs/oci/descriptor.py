@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
-from puzzlefs.oci.json_text import JsonObject, JsonValue, as_object, as_size, as_text
+from puzzlefs.oci.json_text import NO_FIELDS, JsonObject, JsonValue, as_object, as_size, as_text
 
 
 class Dialect(enum.Enum):
@@ -28,8 +28,7 @@ class Dialect(enum.Enum):
         return "mediaType" if self is Dialect.OCI else "media_type"
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """A pointer to a blob.
 
     Attributes:
@@ -44,7 +43,7 @@ class Descriptor:
     digest: Digest
     size: int
     annotations: Mapping[str, str] | None = None
-    extra: Mapping[str, JsonValue] = field(default_factory=dict)
+    extra: Mapping[str, JsonValue] = NO_FIELDS
 
     def annotation(self, key: str) -> str | None:
         """The value of one annotation."""
@@ -52,7 +51,7 @@ class Descriptor:
 
     def with_annotation(self, key: str, text: str) -> Descriptor:
         """The same with one more annotation, or another text of it."""
-        return replace(self, annotations={**(self.annotations or {}), key: text})
+        return self._replace(annotations={**(self.annotations or {}), key: text})
 
     @classmethod
     def from_json(cls, value: JsonValue, what: str, dialect: Dialect = Dialect.OCI) -> Descriptor:

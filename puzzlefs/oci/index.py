@@ -7,19 +7,18 @@ exact: OCI with sorted keys; versions 1 and 2 with ``schemaVersion`` -1 and the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from puzzlefs.errors import FormatError
 from puzzlefs.oci import media_types
 from puzzlefs.oci.descriptor import Descriptor, Dialect
-from puzzlefs.oci.json_text import JsonValue, as_list, encode, parse_object
+from puzzlefs.oci.json_text import NO_FIELDS, JsonValue, as_list, encode, parse_object
 
 _OCI_SCHEMA_VERSION = 2
 _DEV_SCHEMA_VERSION = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """The index of a layout.
 
     Attributes:
@@ -30,7 +29,7 @@ class Index:
 
     dialect: Dialect
     manifests: tuple[Descriptor, ...] = ()
-    extra: Mapping[str, JsonValue] = field(default_factory=dict)
+    extra: Mapping[str, JsonValue] = NO_FIELDS
 
     @classmethod
     def parse(cls, data: bytes, what: str = "index.json") -> Index:
@@ -93,9 +92,9 @@ class Index:
             if old.annotation(media_types.REF_NAME) not in new:
                 kept.append(old)
             elif self.dialect is Dialect.PUZZLEFS_DEV:
-                kept.append(replace(old, annotations=_without(old.annotations, media_types.REF_NAME)))
+                kept.append(old._replace(annotations=_without(old.annotations, media_types.REF_NAME)))
         kept += [descriptor.with_annotation(media_types.REF_NAME, tag) for tag, descriptor in new.items()]
-        return replace(self, manifests=tuple(kept))
+        return self._replace(manifests=tuple(kept))
 
 
 def _without(annotations: Mapping[str, str] | None, key: str) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from puzzlefs.errors import FormatError
@@ -19,6 +20,8 @@ _MIN_CONTAINER_SIZE: Final = 32
 
 JsonValue = None | bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 JsonObject = Mapping[str, JsonValue]
+
+NO_FIELDS: Final[JsonObject] = MappingProxyType({})
 
 
 def parse_object(

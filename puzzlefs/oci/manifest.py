@@ -9,14 +9,13 @@ Even as JSON objects they take five times the room of their text, so who keeps a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import overload
+from typing import NamedTuple, overload
 
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
 from puzzlefs.oci import media_types
 from puzzlefs.oci.descriptor import Descriptor
-from puzzlefs.oci.json_text import JsonObject, JsonValue, as_list, as_object, encode, parse_object
+from puzzlefs.oci.json_text import NO_FIELDS, JsonObject, JsonValue, as_list, as_object, encode, parse_object
 
 EMPTY_CONFIG_DATA = b"{}"
 """The two-byte blob that the empty descriptor points to."""
@@ -30,20 +29,20 @@ _SCHEMA_VERSION = 2
 _ROOTFS_TYPES = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """An OCI image manifest.
 
     Attributes:
         config: descriptor of the image's configuration.
         layer_objects: the layers, still as JSON objects.
         extra: every field that is not named here, as it was read.
+        known_rootfs: what ``rootfs`` returns, if it was looked for before.
     """
 
     config: Descriptor
     layer_objects: Sequence[JsonValue]
-    extra: Mapping[str, JsonValue] = field(default_factory=dict)
-    _rootfs: Descriptor | None = field(default=None, compare=False)
+    extra: Mapping[str, JsonValue] = NO_FIELDS
+    known_rootfs: Descriptor | None = None
 
     @classmethod
     def of(cls, layers: Sequence[Descriptor], more: Sequence[JsonValue] = ()) -> Manifest:
@@ -105,8 +104,8 @@ class Manifest:
         Raises:
             FormatError: if there is none, or more than one.
         """
-        if self._rootfs is not None:
-            return self._rootfs
+        if self.known_rootfs is not None:
+            return self.known_rootfs
         found: list[Descriptor] = []
         for number, value in enumerate(self.layer_objects):
             # every mount waits for this loop, and layers are many: nothing is called, and no text made, for each

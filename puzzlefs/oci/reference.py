@@ -15,8 +15,8 @@ divides the two. Pure: no file is touched.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from puzzlefs.errors import InvalidArgumentError
 
@@ -26,8 +26,7 @@ _REGISTRY_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _MAX_TAG_LENGTH = 255
 
 
-@dataclass(frozen=True, slots=True)
-class ImageReference:
+class ImageReference(NamedTuple):
     """An image: a tag in a layout directory."""
 
     layout: Path

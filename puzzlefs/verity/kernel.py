@@ -23,8 +23,8 @@ import fcntl
 import os
 import struct
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from puzzlefs.digest import SHA256_SIZE, VerityDigest
 from puzzlefs.errors import IntegrityError, StorageError, VerityNotEnabledError, VerityUnavailableError
@@ -70,8 +70,7 @@ _ENABLE_HINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FileSystem:
+class FileSystem(NamedTuple):
     """The file system that a file lies on; empty strings where nobody says.
 
     Attributes:

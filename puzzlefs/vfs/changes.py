@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Final
 
@@ -241,7 +241,7 @@ class Changes:
         old, new = below.find(ino), layer.find(ino)
         if old is None or new is None or not (_is_directory(old) and _is_directory(new)):
             return old != new
-        return replace(old, content=new.content) != new
+        return old._replace(content=new.content) != new
 
     def _living(self, pairs: _Pairs, here: dict[int, int]) -> set[tuple[bytes, int]]:
         """What can be seen of a directory's list, ``here`` being the kinds in the layer that is not on top yet."""

@@ -10,16 +10,15 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from operator import gt
+from typing import NamedTuple
 
 from puzzlefs.errors import FormatError
 from puzzlefs.model import ROOT_INO, InodeTable, Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Links:
+class Links(NamedTuple):
     """The result of the pass.
 
     Attributes:

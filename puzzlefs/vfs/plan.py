@@ -9,9 +9,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError, InvalidArgumentError
@@ -21,8 +20,7 @@ MAX_FILE_SIZE: Final = (1 << 63) - 1
 """The largest ``st_size``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A run of bytes in one chunk.
 
     Attributes:
@@ -38,8 +36,7 @@ class Piece:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadPlan:
+class ReadPlan(NamedTuple):
     """The pieces that make up a range of a file, in order; empty at and beyond its end."""
 
     pieces: tuple[Piece, ...]

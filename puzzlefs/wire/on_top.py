@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, InvalidArgumentError
@@ -46,8 +45,7 @@ _WORDS_OF_INODE: Final = 64
 """Room for an ordinary inode. If there is not enough, there will be one more segment."""
 
 
-@dataclass(frozen=True, slots=True)
-class _InodeList:
+class _InodeList(NamedTuple):
     """A list of inodes in the old message: its segment, the word of its tag there (counted from the segment's first
     word), and the shape of a pointer to it; ``None`` in place of one is an empty layer."""
 
@@ -56,8 +54,7 @@ class _InodeList:
     shape: int
 
 
-@dataclass(frozen=True, slots=True)
-class _VerityEntry:
+class _VerityEntry(NamedTuple):
     """An entry of the old verity list: words of the message where the two digests are, and the digests."""
 
     key_at: int

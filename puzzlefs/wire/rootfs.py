@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError
@@ -23,8 +23,7 @@ MAX_METADATA_LAYERS = 4096
 """A lookup asks the layers one after the other, so their number is bounded. No real image comes near."""
 
 
-@dataclass(frozen=True, slots=True)
-class WireRootfs:
+class WireRootfs(NamedTuple):
     """What a rootfs blob says.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import pairwise
 
 from fuzz.asking import answer, ask_tree
@@ -88,7 +87,7 @@ def build_layers(data: bytes) -> list[list[Inode]]:
             xattrs = tuple(Xattr(key, b"value") for key in sorted(keys))
             layer.append(Inode(_ino(dice), owner, 0, 0o644, _content(dice), xattrs))
         if dice.below(8) == 0:
-            layer = [dataclasses.replace(inode, mtime_ns=dice.number() - (1 << 63)) for inode in layer]
+            layer = [inode._replace(mtime_ns=dice.number() - (1 << 63)) for inode in layer]
         layers.append(sorted(layer, key=lambda inode: inode.ino))
     return layers
 

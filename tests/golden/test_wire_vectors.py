@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from functools import cache
 from pathlib import Path
@@ -51,7 +50,7 @@ def tables_of(layout: str, version: int, rootfs: WireRootfs) -> list[InodeTable]
 
 
 def with_mtime(inodes: InodeTable) -> list[Inode]:
-    return [dataclasses.replace(inode, mtime_ns=0) for inode in inodes]
+    return [inode._replace(mtime_ns=0) for inode in inodes]
 
 
 @pytest.mark.parametrize(("layout", "tag"), IMAGES)

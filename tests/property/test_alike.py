@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -62,11 +61,11 @@ def seen(table: InodeTable, ino: int) -> Inode | None:
     assert inode is not None
     if isinstance(inode.content, RegularFile):
         try:
-            inode = replace(inode, content=RegularFile.of(tuple(inode.content.chunks)))
+            inode = inode._replace(content=RegularFile.of(tuple(inode.content.chunks)))
         except FormatError:
             return None
     content = Directory(()) if isinstance(inode.content, Directory) else inode.content
-    return replace(inode, ino=0, content=content, xattrs=tuple(sorted(inode.xattrs, key=lambda x: (x.key, x.value))))
+    return inode._replace(ino=0, content=content, xattrs=tuple(sorted(inode.xattrs, key=lambda x: (x.key, x.value))))
 
 
 def check(one: InodeTable, other: InodeTable, numbers: Sequence[int], others: Sequence[int]) -> int:
@@ -79,7 +78,7 @@ def check(one: InodeTable, other: InodeTable, numbers: Sequence[int], others: Se
         if a is None or b is None:
             continue  # whoever reads it gets the error
         if None in (a.mtime_ns, b.mtime_ns):
-            a, b = replace(a, mtime_ns=None), replace(b, mtime_ns=None)
+            a, b = a._replace(mtime_ns=None), b._replace(mtime_ns=None)
         assert a == b
     return len(alike)
 
@@ -106,9 +105,9 @@ def variants(ino: int) -> list[Inode]:
         RegularFile.of(parts[:2]),
         RegularFile.of(parts[1::-1]),
         RegularFile.of(parts * 4),
-        RegularFile.of((replace(parts[0], length=7),)),
-        RegularFile.of((replace(parts[0], blob=replace(parts[0].blob, offset=1 << 40)),)),
-        RegularFile.of((replace(parts[0], blob=replace(parts[0].blob, compressed=True)),)),
+        RegularFile.of((parts[0]._replace(length=7),)),
+        RegularFile.of((parts[0]._replace(blob=parts[0].blob._replace(offset=1 << 40)),)),
+        RegularFile.of((parts[0]._replace(blob=parts[0].blob._replace(compressed=True)),)),
         Symlink(b"target"),
         Symlink(b"another target"),
         Fifo(),
@@ -118,12 +117,12 @@ def variants(ino: int) -> list[Inode]:
     xattrs = Xattr(b"user.a", b"1"), Xattr(b"user.b", b"2")
     return [
         *plain,
-        *(replace(inode, uid=7) for inode in plain),
-        *(replace(inode, gid=7) for inode in plain),
-        *(replace(inode, permissions=0o4755) for inode in plain),
-        *(replace(inode, xattrs=xattrs[:1]) for inode in plain),
-        *(replace(inode, xattrs=xattrs) for inode in plain),
-        *(replace(inode, xattrs=(replace(xattrs[0], value=b"2"),)) for inode in plain),
+        *(inode._replace(uid=7) for inode in plain),
+        *(inode._replace(gid=7) for inode in plain),
+        *(inode._replace(permissions=0o4755) for inode in plain),
+        *(inode._replace(xattrs=xattrs[:1]) for inode in plain),
+        *(inode._replace(xattrs=xattrs) for inode in plain),
+        *(inode._replace(xattrs=(xattrs[0]._replace(value=b"2"),)) for inode in plain),
     ]
 
 
@@ -137,15 +136,15 @@ def test_ordinary_inodes_are_alike_if_and_only_if_they_are_the_same(
     inodes = variants(1)
     count = len(inodes)
     mtime_ns = 5 if with_times else None
-    one = [replace(inode, ino=10 + number, mtime_ns=mtime_ns) for number, inode in enumerate(inodes)]
+    one = [inode._replace(ino=10 + number, mtime_ns=mtime_ns) for number, inode in enumerate(inodes)]
     order = random.Random(4).sample(range(count), count)
-    other = [replace(inodes[index], ino=1000 + 3 * number, mtime_ns=5) for number, index in enumerate(order)]
+    other = [inodes[index]._replace(ino=1000 + 3 * number, mtime_ns=5) for number, index in enumerate(order)]
     tables = table_of(one, form), table_of(other, other_form)
     likeness = Likeness(*tables)
     for number, index in enumerate(order):
         here = [10 + at for at in range(count)]
         assert set(range(count)) - set(likeness.unlike(here, [1000 + 3 * number] * count)) == {index}
-    times = [replace(inode, mtime_ns=6) for inode in one]
+    times = [inode._replace(mtime_ns=6) for inode in one]
     expected = list(range(count)) if with_times else []
     numbers = [inode.ino for inode in one]
     assert Likeness(tables[0], table_of(times, other_form)).unlike(numbers, numbers) == expected
@@ -156,7 +155,7 @@ def test_ordinary_inodes_are_alike_if_and_only_if_they_are_the_same(
 @given(seed=st.integers(0, 1 << 32))
 def test_damaged_messages(form: str, seed: int) -> None:
     rnd = random.Random(seed)
-    inodes = [replace(inode, ino=number + 1) for number, inode in enumerate(rnd.sample(variants(0), 20))]
+    inodes = [inode._replace(ino=number + 1) for number, inode in enumerate(rnd.sample(variants(0), 20))]
     data = encoded(inodes, form)
     damaged = bytearray(data)
     for _ in range(rnd.randrange(1, 4)):
@@ -198,8 +197,8 @@ def test_tables_of_other_kinds() -> None:
     assert Likeness(wire, plain).unlike([1], [1]) == [0]
     assert not same_records(plain, plain)
     assert same_records(wire, table_of(inodes, "3"))
-    assert not same_records(wire, table_of([replace(inodes[0], uid=9)], "3"))
-    assert not same_records(wire, table_of([*inodes, replace(inodes[0], ino=2)], "3"))
+    assert not same_records(wire, table_of([inodes[0]._replace(uid=9)], "3"))
+    assert not same_records(wire, table_of([*inodes, inodes[0]._replace(ino=2)], "3"))
     assert same_records(table_of((), "3"), table_of((), "3"))
     assert Likeness(wire, wire).unlike([], []) == []
     assert Likeness(wire, wire).unlike([5], [1]) == [0]

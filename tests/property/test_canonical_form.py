@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -189,9 +189,9 @@ class Story:
                 content = self.told_directory(ino, node.names, before, hidden)
             elif node.data is not None:
                 contents.append((ino, node.data))
-            layer.append(replace(node.inode, content=content))
+            layer.append(node.inode._replace(content=content))
         stored = self.store(contents)
-        layer = [replace(one, content=RegularFile.of(stored[one.ino])) if one.ino in stored else one for one in layer]
+        layer = [one._replace(content=RegularFile.of(stored[one.ino])) if one.ino in stored else one for one in layer]
         self.layers.insert(0, sorted(layer, key=lambda inode: inode.ino))
 
     def told_directory(
@@ -225,7 +225,7 @@ class Story:
         for ino, data in contents:
             end = position + len(data)
             found[ino] = [
-                FileChunk(replace(chunk.blob, offset=max(position - start, 0)), min(end, stop) - max(position, start))
+                FileChunk(chunk.blob._replace(offset=max(position - start, 0)), min(end, stop) - max(position, start))
                 for start, stop, chunk in chunks
                 if start < end and stop > position
             ]
@@ -237,7 +237,7 @@ class Story:
         while data:
             length = self.generator.choice([len(data), len(data) // 2 + 1, 1 + self.generator.randrange(len(data))])
             chunk = self.chunk(b"before" + data[:length] + b"after")
-            found.append(FileChunk(replace(chunk.blob, offset=6), length))
+            found.append(FileChunk(chunk.blob._replace(offset=6), length))
             data = data[length:]
         return found
 
@@ -249,7 +249,7 @@ class Story:
         if len(smaller) >= len(data):
             return self.forge.chunk(data)
         whole = self.forge.chunk(smaller)
-        return FileChunk(replace(whole.blob, compressed=True), len(data))
+        return FileChunk(whole.blob._replace(compressed=True), len(data))
 
 
 def stack_of(place: Path, seed: int, version: int, compression: bool, steps: int) -> Story:

@@ -8,7 +8,6 @@ directory are added under names not yet taken, and so on; then names whose inode
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from itertools import takewhile
 
 import pytest
@@ -206,7 +205,7 @@ def seen(stack: list[Layer]) -> dict[int, Inode]:
             entries = [
                 DirEntry(number, name) for name, number in names_of(stack, ino).items() if visible(stack, number)
             ]
-            inode = replace(inode, content=Directory(tuple(entries)))
+            inode = inode._replace(content=Directory(tuple(entries)))
         shown[ino] = inode
     return shown
 

@@ -6,7 +6,6 @@ where pycapnp accepts the message too, it is the same value.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import struct
 import time
@@ -214,7 +213,7 @@ def test_words_in_other_places(message: bytes, moves: list[tuple[int, int]]) -> 
 
 def everything(layer: Iterable[Inode]) -> list[Inode]:
     """The inodes with every chunk decoded, and as pycapnp sees their times."""
-    found = [dataclasses.replace(inode, mtime_ns=inode.mtime_ns or 0) for inode in layer]
+    found = [inode._replace(mtime_ns=inode.mtime_ns or 0) for inode in layer]
     for inode in found:
         if isinstance(inode.content, RegularFile):
             list(inode.content.chunks)

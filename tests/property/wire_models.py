@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,9 +86,9 @@ def layers(draw: st.DrawFn, *, max_size: int = 25) -> tuple[Inode, ...]:
     style = draw(st.sampled_from(["dense", "drawn"]))
     if style == "dense":
         first = draw(st.integers(0, 5))
-        found = [dataclasses.replace(inode, ino=first + index) for index, inode in enumerate(found)]
+        found = [inode._replace(ino=first + index) for index, inode in enumerate(found)]
     if not draw(st.booleans()):
-        found = [dataclasses.replace(inode, mtime_ns=None) for inode in found]
+        found = [inode._replace(mtime_ns=None) for inode in found]
     return tuple(sorted(found, key=lambda inode: inode.ino))
 
 
@@ -101,12 +100,12 @@ def as_written(layer: Sequence[Inode]) -> list[Inode]:
     """What reading a layer back gives: where one inode has an mtime, all have one."""
     if all(inode.mtime_ns is None for inode in layer):
         return list(layer)
-    return [dataclasses.replace(inode, mtime_ns=inode.mtime_ns or 0) for inode in layer]
+    return [inode._replace(mtime_ns=inode.mtime_ns or 0) for inode in layer]
 
 
 def with_mtime(layer: Sequence[Inode]) -> list[Inode]:
     """What pycapnp says: it does not tell an absent field from a zero."""
-    return [dataclasses.replace(inode, mtime_ns=inode.mtime_ns or 0) for inode in layer]
+    return [inode._replace(mtime_ns=inode.mtime_ns or 0) for inode in layer]
 
 
 def find_in(layer: Sequence[Inode], ino: int) -> Inode | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def symlink(ino: int, target: bytes, **fields: Any) -> Inode:
 
 def recompressed(chunk: FileChunk, compressed: bool) -> FileChunk:
     """The same part of the same chunk, whose compression is said to be another."""
-    return replace(chunk, blob=replace(chunk.blob, compressed=compressed))
+    return chunk._replace(blob=chunk.blob._replace(compressed=compressed))
 
 
 def put_file(path: Path, data: bytes) -> None:

@@ -9,7 +9,6 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +185,7 @@ class TestContent:
         with open_image(f"{tmp_path}/oci:t") as image:
             whole = list(image.rootfs.metadata_layers[0])
         forge = f.Forge(tmp_path / "oci")
-        without_c = replace(whole[0], content=Directory([e for e in whole[0].content.entries if e.name != b"c"]))  # type: ignore[union-attr]
+        without_c = whole[0]._replace(content=Directory([e for e in whole[0].content.entries if e.name != b"c"]))  # type: ignore[union-attr]
         stack = forge.image([without_c], whole, tag="stack")
         report = canonicalize(stack, "flat")
         assert str(report.digest) == rebuilt(tmp_path, stack)
@@ -197,7 +196,7 @@ class TestContent:
         forge = f.Forge(tmp_path / "oci")
         chunk = forge.chunk(NOISE[:500_000])
         parts = [
-            replace(chunk, blob=replace(chunk.blob, offset=offset), length=length)
+            chunk._replace(blob=chunk.blob._replace(offset=offset), length=length)
             for offset, length in [(400_000, 100_000), (0, 0), (3, 250_000), (3, 1)]
         ]
         forge.image([f.directory(1, {b"f": 2, b"g": 3}, **ME), f.regular(2, *parts, **ME), f.regular(3, chunk, **ME)])
@@ -210,7 +209,7 @@ class TestContent:
         forge = f.Forge(tmp_path / "oci")
         data = NOISE * 3 + bytes(USUAL_CONTENT)
         whole = forge.chunk(data, compressed=compressed)
-        part = replace(whole, blob=replace(whole.blob, offset=5), length=len(data) - 9)
+        part = whole._replace(blob=whole.blob._replace(offset=5), length=len(data) - 9)
         forge.image([f.directory(1, {b"f": 2, b"g": 3}, **ME), f.regular(2, whole, **ME), f.regular(3, part, **ME)])
         report = canonicalize(forge.reference(), "flat", compression=False)
         assert str(report.digest) == rebuilt(tmp_path, forge.reference())
@@ -251,7 +250,7 @@ class TestContent:
         """A file that is the compressed form of another file has the same blob, meant another way."""
         forge = f.Forge(tmp_path / "oci")
         packed = forge.chunk(b"a" * 50_000, compressed=True)
-        raw = f.recompressed(replace(packed, length=forge.blob_path(packed.blob.digest).stat().st_size), False)
+        raw = f.recompressed(packed._replace(length=forge.blob_path(packed.blob.digest).stat().st_size), False)
         forge.image([f.directory(1, {b"f": 2, b"g": 3}, **ME), f.regular(2, packed, **ME), f.regular(3, raw, **ME)])
         report = canonicalize(forge.reference(), "flat", compression=False)
         assert str(report.digest) == rebuilt(tmp_path, forge.reference())
@@ -398,7 +397,7 @@ class TestDamage:
 
     def test_too_short(self, tmp_path: Path) -> None:
         forge = f.Forge(tmp_path / "oci")
-        chunk = replace(forge.chunk(b"good content"), length=13)
+        chunk = forge.chunk(b"good content")._replace(length=13)
         forge.image([f.directory(1, {b"dir": 2}), f.directory(2, {b"file": 3}), f.regular(3, chunk)])
         self.expect(forge, FormatError)
 
@@ -412,7 +411,7 @@ class TestDamage:
         """Two chunks of 60 MiB of zeros, taken byte by byte in turn."""
         forge = f.Forge(tmp_path / "oci")
         chunks = [
-            replace(forge.chunk(bytes(60 << 20) + tail, compressed=True), length=1) for tail in (b"a", b"b", b"c")
+            forge.chunk(bytes(60 << 20) + tail, compressed=True)._replace(length=1) for tail in (b"a", b"b", b"c")
         ]
         forge.image([f.directory(1, {b"dir": 2}), f.directory(2, {b"file": 3}), f.regular(3, *(chunks * 2000))])
         self.expect(forge, FormatError)

@@ -10,7 +10,6 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -226,7 +225,7 @@ class TestImages:
     def test_one_blob_meant_both_ways(self, tmp_path: Path) -> None:
         forge = f.Forge(tmp_path / "oci", 2)
         packed = forge.chunk(b"a" * 50_000, compressed=True)
-        raw = f.recompressed(replace(packed, length=forge.blob_path(packed.blob.digest).stat().st_size), False)
+        raw = f.recompressed(packed._replace(length=forge.blob_path(packed.blob.digest).stat().st_size), False)
         forge.image([f.directory(1, {b"f": 2, b"g": 3}), f.regular(2, packed), f.regular(3, raw)])
         report = convert(forge.reference(), f"{tmp_path}/new:t", format_version=3)
         assert (report.chunks, report.changed_chunks) == (2, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -121,8 +120,8 @@ def is_regular(image: Image, ino: int) -> bool:
 def test_files_carry_what_they_use_of_a_chunk(forge: Forge) -> None:
     chunk = forge.chunk(b"text" * 1000, compressed=True)
     stored = forge.blob_path(chunk.blob.digest).stat().st_size
-    half = dataclasses.replace(chunk, length=2000)
-    rest = FileChunk(dataclasses.replace(chunk.blob, offset=3000), 1000)
+    half = chunk._replace(length=2000)
+    rest = FileChunk(chunk.blob._replace(offset=3000), 1000)
     names = {b"a": 2, b"b": 3, b"c": 4, b"empty": 5}
     inodes = [f.directory(1, names), f.regular(2, half), f.regular(3, rest), f.regular(4, rest), f.regular(5)]
     found = weights(disk_usage(forge.image(inodes), files=True))

@@ -637,8 +637,8 @@ class TestOtherImages:
             digest = writer.put(inner)
             writer.commit()
             nested = Descriptor(media_types.INDEX, digest, len(inner), {media_types.REF_NAME: "nested"})
-            again = replace(entry, annotations={media_types.REF_NAME: "b"})
-            opened.update_index(lambda index: replace(index, manifests=(*index.manifests, again, nested)))
+            again = entry._replace(annotations={media_types.REF_NAME: "b"})
+            opened.update_index(lambda index: index._replace(manifests=(*index.manifests, again, nested)))
         assert_clean(fsck(layout), images=("a", "b", "nested"), unreachable_blobs=0)
         with open_image(f"{layout}:a") as image:
             name = min(chunks_of(image))

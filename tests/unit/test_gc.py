@@ -60,7 +60,7 @@ def write_tree(root: Path, seed: int, count: int = 8) -> Path:
 
 def add_entry(layout: Path, descriptor: Descriptor) -> None:
     with Layout.open(layout) as opened:
-        opened.update_index(lambda index: replace(index, manifests=(*index.manifests, descriptor)))
+        opened.update_index(lambda index: index._replace(manifests=(*index.manifests, descriptor)))
 
 
 @pytest.fixture(params=KINDS)
@@ -105,7 +105,7 @@ class TestWhatGoes:
         layout = tmp_path / "oci"
         build(write_tree(tmp_path / "a", 1), f"{layout}:a")
         build(write_tree(tmp_path / "b", 2), f"{layout}:b")
-        add_entry(layout, replace(Layout.open(layout).read_index().manifests[0], annotations=None))
+        add_entry(layout, Layout.open(layout).read_index().manifests[0]._replace(annotations=None))
         untag(f"{layout}:a")
         (layout / "blobs" / "sha256" / ".tmp-0000000000000000-1").write_bytes(b"left over")
         before = {path: path.read_bytes() for path in layout.rglob("*") if path.is_file()}
@@ -124,8 +124,8 @@ class TestWhatGoes:
         build(write_tree(tmp_path / "b", 2), f"{layout}:b", format_version=version)
         with Layout.open(layout) as opened:
             opened.update_index(
-                lambda index: replace(
-                    index, manifests=(replace(index.manifests[0], annotations={}), *index.manifests[1:])
+                lambda index: index._replace(
+                    manifests=(index.manifests[0]._replace(annotations={}), *index.manifests[1:])
                 )
             )
         everything = blob_names(layout)

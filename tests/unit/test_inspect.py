@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -42,7 +41,7 @@ def small(forge: Forge) -> list[Inode]:
     return [
         f.directory(1, {b"a": 2, b"b": 3, b"c": 4, b"pipe": 5, b"again": 4, b"l\xff": 6}),
         f.regular(2, whole),
-        f.regular(3, dataclasses.replace(whole, length=1000)),
+        f.regular(3, whole._replace(length=1000)),
         f.regular(4, forge.chunk(b"text" * 1000, compressed=True), xattrs={b"user.\xfe": b"\x00\xff"}),
         f.inode(5, Fifo()),
         f.symlink(6, b"\xff/a"),
