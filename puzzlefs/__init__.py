@@ -19,7 +19,6 @@ used: a program that only reads images does not pay for FUSE.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from puzzlefs._version import __version__
@@ -44,6 +43,7 @@ from puzzlefs.errors import (
     VerityNotEnabledError,
     VerityUnavailableError,
 )
+from puzzlefs.late import late
 
 if TYPE_CHECKING:
     from puzzlefs.builder import BuildReport, StorageOptions, build
@@ -133,13 +133,8 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'puzzlefs' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"puzzlefs.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
+    __getattr__ = late(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -35,7 +35,7 @@ from puzzlefs.oci import (
 )
 from puzzlefs.verity import verity_digest
 from puzzlefs.vfs import ReadPlan, Tree
-from puzzlefs.wire import codec_for, embedded_sizes, rootfs_version
+from puzzlefs.wire import codec_for, rootfs_version
 
 if TYPE_CHECKING:
     from puzzlefs.image_path import ImagePath
@@ -155,6 +155,8 @@ class Image:
             StorageError: if the host cannot tell the size of a blob.
         """
         if not self.metadata_refs:
+            from puzzlefs.wire import embedded_sizes  # noqa: PLC0415  whoever mounts does not need it
+
             return [(size, None) for size in embedded_sizes(self.rootfs.metadata_layers)]
         digests = [ref.digest for ref in dict.fromkeys(self.metadata_refs)]  # as they were opened
         with storage_errors("look for metadata in", self.layout.path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from puzzlefs.oci import ImageReference, make_reference, parse_reference
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
+_DEFAULT_COLUMNS = 80
+
 IMAGE_HELP = "the image: OCI_DIR:TAG, or the two words OCI_DIR TAG"
 
 
@@ -18,7 +21,19 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help with examples as they are written, and room for option names."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
+        super().__init__(prog, max_help_position=32, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """As ``shutil.get_terminal_size``, for which argparse would load ``shutil`` when an option is added."""
+    try:
+        return int(os.environ["COLUMNS"]) or _DEFAULT_COLUMNS
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size().columns or _DEFAULT_COLUMNS
+    except OSError:
+        return _DEFAULT_COLUMNS
 
 
 def words(

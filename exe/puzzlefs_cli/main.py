@@ -11,7 +11,6 @@ import gc
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Final
 
@@ -125,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.IO
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the one place where every error ends
         if args.debug:
+            import traceback  # noqa: PLC0415
+
             traceback.print_exc()
         print(f"puzzlefs: {describe(error)}", file=sys.stderr)
         return exit_code(error)

@@ -5,13 +5,32 @@ build objects that nobody asked for; ``puzzlefs.wire.reference`` decodes the sam
 that are shipped, and tests hold the two against each other.
 """
 
-from puzzlefs.wire.alike import Likeness, chunk_digests, same_records
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from puzzlefs.late import late
 from puzzlefs.wire.codec import VERSIONS, Codec, codec_for
-from puzzlefs.wire.compact import encode_compact_rootfs
 from puzzlefs.wire.contents import ChunkList
-from puzzlefs.wire.on_top import encode_on_top
-from puzzlefs.wire.reach import embedded_sizes
 from puzzlefs.wire.rootfs import WireRootfs, rootfs_version
+
+if TYPE_CHECKING:
+    from puzzlefs.wire.alike import Likeness, chunk_digests, same_records
+    from puzzlefs.wire.compact import encode_compact_rootfs
+    from puzzlefs.wire.on_top import encode_on_top
+    from puzzlefs.wire.reach import embedded_sizes
+else:
+    __getattr__ = late(
+        __name__,
+        {
+            "Likeness": "alike",
+            "chunk_digests": "alike",
+            "embedded_sizes": "reach",
+            "encode_compact_rootfs": "compact",
+            "encode_on_top": "on_top",
+            "same_records": "alike",
+        },
+    )
 
 __all__ = [
     "VERSIONS",
