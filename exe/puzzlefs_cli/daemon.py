@@ -37,8 +37,7 @@ def in_background(
 
     Args:
         work: what to do; it calls its argument once. If the foreground process is gone by then, that call raises, so
-        that
-            what was begun is taken back.
+            that what was begun is taken back.
         on_failure: called in the daemon if ``work`` fails before it is ready, after the error was reported.
         debug: whether to show the daemon's traceback on stderr.
 
@@ -53,6 +52,7 @@ def in_background(
             stream.flush()
     child = os.fork()
     if child == 0:
+        os.close(read_end)  # only who waits has it: the daemon notices when that one is gone
         _leave(work, on_failure, write_end)
     os.close(write_end)
     with open(read_end, "rb") as pipe:
