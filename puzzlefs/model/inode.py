@@ -35,7 +35,7 @@ KIND_NAMES: Final = {kind: kind.name.lower().replace("_", "-") for kind in Kind}
 class _Content:
     """A value: equal to another one of the same class with the same fields, and never changed.
 
-    Not ``dataclass``, which takes longer to load and to make than everything else that a mount waits for.
+    Not a ``dataclass``: a mount would have to wait for the modules that those load (docs/adr/0018).
     """
 
     __slots__ = ()
