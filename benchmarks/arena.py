@@ -86,9 +86,12 @@ class Arena:
 
     def measure(self, contestant: Contestant, measure: str) -> dict[str, float]:
         """One measure of one contestant, by name of the column."""
-        with self.mounted(contestant) as (ready, server):
-            if measure == "ready":
+        if measure == "ready":
+            with self.mounted(contestant):  # whatever dropped the caches before, the program is in memory now
+                pass
+            with self.mounted(contestant) as (ready, _):
                 return {"ready": ready}
+        with self.mounted(contestant) as (_, server):
             if measure == "memory":
                 return {} if server is None else self._memory(server)
             drop_caches()

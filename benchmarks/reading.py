@@ -9,8 +9,8 @@ thrown away. What counts is the median, and the ratio of puzzlefs to each peer, 
 *Cold* means: freshly mounted, and the kernel's caches (names, attributes, pages) dropped, so neither the kernel nor a
 server in user space knows anything. *Warm* is the same again at once. Measures:
 
-    ready    the mount command, from its start until the mount point answers; also of generated images of 10 and of
-             1,000,000 inodes, and beside it how long one SHA-256 of the metadata takes
+    ready    the mount command, the second time, from its start until the mount point answers; also of images of 10 and
+             1,000,000 generated inodes, and beside it how long one SHA-256 of the metadata takes
     find     find DIR
     stat     find DIR -printf %s: the attributes of every file
     tar      tar c DIR: every byte of every file
