@@ -106,12 +106,14 @@ class Manifest(NamedTuple):
         """
         if self.known_rootfs is not None:
             return self.known_rootfs
-        found: list[Descriptor] = []
-        for number, value in enumerate(self.layer_objects):
-            # every mount waits for this loop, and layers are many: nothing is called, and no text made, for each
-            layer = value if isinstance(value, dict) else as_object(value, f"the OCI manifest's layer {number}")
-            if layer.get("mediaType") in _ROOTFS_TYPES:
-                found.append(Descriptor.from_json(value, f"the OCI manifest's layer {number}"))
+        layers = self.layer_objects
+        # every mount waits for this, and layers are many: nothing is called that need not be, and no text made, for each
+        numbers = [
+            number
+            for number, layer in enumerate(layers)
+            if not isinstance(layer, dict) or layer.get("mediaType") in _ROOTFS_TYPES
+        ]
+        found = [Descriptor.from_json(layers[number], f"the OCI manifest's layer {number}") for number in numbers]
         if not found:
             raise FormatError(
                 "the OCI manifest has no PuzzleFS rootfs among its layers", hint="it is another kind of image"
