@@ -95,14 +95,48 @@ class WireInodeTable:
         return self._count
 
     def __iter__(self) -> Iterator[Inode]:
-        return map(self._decode, range(self._count))
+        return map(self.decode, range(self._count))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._count} inodes>"
 
     def find(self, ino: int) -> Inode | None:
         index = self._index(ino)
-        return None if index < 0 else self._decode(index)
+        return None if index < 0 else self.decode(index)
+
+    def decode(self, index: int) -> Inode:
+        """The inode at a position of the list.
+
+        Raises:
+            FormatError: if it is malformed.
+        """
+        words = self._message.words
+        data_words = self._data_words
+        at = self._first + index * self._stride
+        owner = group = 0
+        tag = permissions = 0
+        mtime_ns: int | None = None
+        if data_words > 1:
+            packed = words[at + 1]
+            tag = packed & 0xFFFF
+            permissions = packed >> 16 & _PERMISSIONS
+            owner = packed >> 32
+            if data_words > 2:
+                group = words[at + 2] & 0xFFFFFFFF
+                if data_words > 3:
+                    mtime_ns = words[at + 3]
+                    if mtime_ns >> 63:
+                        mtime_ns -= 1 << 64
+        ledger, fresh = self._ledger(index, _WHOLE)
+        try:
+            target = b""
+            xattrs: tuple[Xattr, ...] = ()
+            if self._pointer_words > 1 and words[at + data_words + 1]:
+                target, xattrs = self._additional(at + data_words + 1, ledger, has_target=tag == Kind.SYMLINK)
+            content = self._content(tag, index, ledger, target)
+        except FormatError as error:
+            raise self._failure(index, fresh, _WHOLE, error) from error
+        return Inode(self._numbers[index], owner, group, permissions, content, xattrs, mtime_ns)
 
     def mentions(self, ino: int) -> bool:
         return self._index(ino) >= 0
@@ -222,35 +256,6 @@ class WireInodeTable:
         if fresh and isinstance(error, OverdrawnError):
             self._visited[index] &= ~visit  # not paid: the next visit must not be free
         return FormatError(f"inode {self._numbers[index]}: {error.message}")
-
-    def _decode(self, index: int) -> Inode:
-        words = self._message.words
-        data_words = self._data_words
-        at = self._first + index * self._stride
-        owner = group = 0
-        tag = permissions = 0
-        mtime_ns: int | None = None
-        if data_words > 1:
-            packed = words[at + 1]
-            tag = packed & 0xFFFF
-            permissions = packed >> 16 & _PERMISSIONS
-            owner = packed >> 32
-            if data_words > 2:
-                group = words[at + 2] & 0xFFFFFFFF
-                if data_words > 3:
-                    mtime_ns = words[at + 3]
-                    if mtime_ns >> 63:
-                        mtime_ns -= 1 << 64
-        ledger, fresh = self._ledger(index, _WHOLE)
-        try:
-            target = b""
-            xattrs: tuple[Xattr, ...] = ()
-            if self._pointer_words > 1 and words[at + data_words + 1]:
-                target, xattrs = self._additional(at + data_words + 1, ledger, has_target=tag == Kind.SYMLINK)
-            content = self._content(tag, index, ledger, target)
-        except FormatError as error:
-            raise self._failure(index, fresh, _WHOLE, error) from error
-        return Inode(self._numbers[index], owner, group, permissions, content, xattrs, mtime_ns)
 
     def _content(self, tag: int, index: int, ledger: Ledger, target: bytes) -> Content:
         message = self._message
