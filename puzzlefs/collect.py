@@ -16,9 +16,9 @@ A directory of blobs that several layouts share is collected only for all of the
 layout names would look like garbage. A program cannot find those, so it asks for their names.
 
 Blobs go newest first. A manifest is younger than what it names, so whatever interrupts this leaves no manifest without
-its chunks. They lose their names under the locks and become temporary files. Those are removed afterwards, which on
-some file systems takes fifty times as long: builds and mounts do not wait for it. What an interruption leaves of them
-is collected as any left-over file.
+its chunks. Under the locks they are removed as long as that is quick. On some file systems it takes fifty times as long
+as a rename, and builds and mounts must not wait for it: there they only lose their names, and become temporary files
+that are removed afterwards. What an interruption leaves of those is collected as any left-over file.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from puzzlefs.blobs import Layout
 from puzzlefs.blobs.host import storage_errors
-from puzzlefs.blobs.inventory import left_overs, list_blobs
+from puzzlefs.blobs.inventory import blob_sizes, blobs_in, left_overs
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX
 from puzzlefs.blobs.lease import LEASE_PREFIX, collecting, is_live, read_lease
 from puzzlefs.builder.workers import started_pool
@@ -51,7 +52,12 @@ _PATIENCE: Final = 60.0
 _REMOVERS: Final = 32
 """Threads that remove files; they wait for the disk, not for the processor."""
 _BATCH: Final = 250
-"""Files that a thread removes before it looks what there is to do."""
+"""Files that are removed before somebody looks what there is to do."""
+_QUICK: Final = 50e-6
+"""Seconds for each file that it may take to remove files while others wait for the locks: some times what the rename
+takes that they would have to wait for otherwise."""
+_SLACK: Final = 0.1
+"""Seconds that it may take longer altogether."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,15 @@ def collect_garbage(
         return replace(collection.run(), seconds=time.monotonic() - started)
 
 
+class _Unreached(NamedTuple):
+    """A blob that nothing reaches, as it was under the locks."""
+
+    digest: Digest
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
 @dataclass(slots=True)
 class _Collection:
     layouts: list[Layout]
@@ -139,44 +154,48 @@ class _Collection:
 
     def run(self) -> GarbageReport:
         first = self.layouts[0]
-        blobs, _ = list_blobs(first)
+        blobs = blobs_in(first)
         reachable = Reachable(first, blobs)
         self._follow_indexes(reachable)
         nameless: list[str] = []
+        removed = 0
         try:
             with self._locked():
                 indexes = self._follow_indexes(reachable)
                 leases = self._follow_leases(reachable)
                 dropped = sum(len(old.manifests) - len(new.manifests) for _, old, new in indexes)
-                now = time.time()
-                young = self._young(reachable, blobs, now)
-                garbage = [digest for digest in blobs if digest not in reachable.named and digest not in young]
+                unreached = self._unreached(reachable, blobs)
+                young = self._young(reachable, unreached, time.time())
+                garbage = [blob for blob in unreached if blob not in young and blob.digest not in reachable.named]
                 # What was not there before all of this is younger than anything that is removed.
-                sizes = {digest: status.st_size for digest, status in blobs.items()}
                 files, file_bytes = self._remove_left_overs()
                 if not self.dry_run:
                     for layout, old, new in indexes:
                         if old != new:
                             layout.write_index(new)
-                    newest_first = sorted(garbage, key=lambda digest: blobs[digest].st_ctime_ns, reverse=True)
-                    self._set_aside(newest_first, nameless)
+                    newest_first = [blob.digest for blob in sorted(garbage, key=_age, reverse=True)]
+                    removed = self._remove_quickly(newest_first)
+                    self._set_aside(newest_first[removed:], nameless)
         except BaseException:
             with contextlib.suppress(PuzzlefsError):
-                self._remove(nameless)
+                self._remove(nameless, removed)
             raise
-        self._remove(nameless)
-        removed_bytes = sum(sizes[digest] for digest in garbage)
+        self._remove(nameless, removed)
+        gone = {blob.digest for blob in garbage}
+        known = {blob.digest: blob.size for blob in unreached}
+        kept = blob_sizes(first, [digest for digest in blobs if digest not in known])
+        kept.update([(digest, size) for digest, size in known.items() if digest not in gone])
         return GarbageReport(
             dry_run=self.dry_run,
             removed_blobs=len(garbage),
-            removed_bytes=removed_bytes,
+            removed_bytes=sum(blob.size for blob in garbage),
             dropped_entries=dropped,
             temporary_files=files,
             temporary_bytes=file_bytes,
-            kept_blobs=len(blobs) - len(garbage),
-            kept_bytes=sum(sizes.values()) - removed_bytes,
+            kept_blobs=len(kept),
+            kept_bytes=sum(kept.values()),
             young_blobs=len(young),
-            young_bytes=sum(sizes[digest] for digest in young),
+            young_bytes=sum(blob.size for blob in young),
             leases=leases,
             seconds=0.0,
         )
@@ -218,31 +237,53 @@ class _Collection:
                             reachable.add_root(kind, digest)
         return count
 
-    def _young(self, reachable: Reachable, blobs: dict[Digest, os.stat_result], now: float) -> set[Digest]:
-        """What only its age protects; what young manifests name is added to what is reachable."""
-
-        def is_young(status: os.stat_result) -> bool:
-            return max(status.st_mtime, status.st_ctime) + self.grace > now
-
-        unreachable = [digest for digest in blobs if digest not in reachable.named]
-        with storage_errors("look at the blobs of", self.layouts[0].path):
-            for digest in unreachable:  # again: it may be another file by now, or none
+    def _unreached(self, reachable: Reachable, blobs: Sequence[Digest]) -> list[_Unreached]:
+        """The blobs that nothing reaches, as they are now: one may be another file than before, or gone."""
+        found: list[_Unreached] = []
+        layout = self.layouts[0]
+        named, directory = reachable.named, layout.blobs_fd
+        with storage_errors("look at the blobs of", layout.path):
+            for digest in blobs:
+                if digest in named:
+                    continue
                 try:
-                    blobs[digest] = os.stat(digest.hex(), dir_fd=self.layouts[0].blobs_fd, follow_symlinks=False)
+                    status = os.stat(digest.hex(), dir_fd=directory, follow_symlinks=False)
                 except FileNotFoundError:
-                    del blobs[digest]
-        young = {digest for digest in unreachable if digest in blobs and is_young(blobs[digest])}
-        for digest in young:
-            kind = kind_of_document(self.layouts[0], digest, blobs[digest].st_size)
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    found.append(_Unreached(digest, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        return found
+
+    def _young(self, reachable: Reachable, unreached: Sequence[_Unreached], now: float) -> set[_Unreached]:
+        """What only its age protects; what young manifests name is added to what is reachable."""
+        oldest = (now - self.grace) * 1e9
+        young = {blob for blob in unreached if blob.mtime_ns > oldest or blob.ctime_ns > oldest}
+        for blob in young:
+            kind = kind_of_document(self.layouts[0], blob.digest, blob.size)
             if kind is not None:
                 # It only looks like one, or is not complete yet: then nobody can open it either.
                 with contextlib.suppress(PuzzlefsError):
-                    reachable.add_root(kind, digest)
+                    reachable.add_root(kind, blob.digest)
         return young
 
     # ---- what goes
 
-    def _set_aside(self, garbage: Iterable[Digest], names: list[str]) -> None:
+    def _remove_quickly(self, garbage: Sequence[Digest]) -> int:
+        """Remove blobs one after the other, as long as that is quick; how many are gone."""
+        layout = self.layouts[0]
+        directory = layout.blobs_fd
+        started = time.monotonic()
+        with storage_errors("remove blobs from", layout.path):
+            for number, digest in enumerate(garbage):
+                if time.monotonic() - started > _SLACK + number * _QUICK:
+                    return number
+                if number and not number % _BATCH:
+                    self.progress(number, len(garbage))
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(digest.hex(), dir_fd=directory)
+        return len(garbage)
+
+    def _set_aside(self, garbage: Sequence[Digest], names: list[str]) -> None:
         """Take the names of blobs away, under which they might be relied on, and add those that they have then."""
         layout = self.layouts[0]
         session = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
@@ -253,16 +294,17 @@ class _Collection:
                     os.rename(digest.hex(), name, src_dir_fd=layout.blobs_fd, dst_dir_fd=layout.blobs_fd)
                     names.append(name)
 
-    def _remove(self, names: Sequence[str]) -> None:
+    def _remove(self, names: Sequence[str], done: int) -> None:
+        """Remove what was set aside, after ``done`` others."""
         layout = self.layouts[0]
         batches = [names[at : at + _BATCH] for at in range(0, len(names), _BATCH)]
-        done = 0
+        total = done + len(names)
         with storage_errors("remove blobs from", layout.path), _mapper(len(batches)) as map_batches:
             for removed in map_batches(self._remove_batch, batches):
                 done += removed
-                self.progress(done, len(names))
+                self.progress(done, total)
         if not names:
-            self.progress(0, 0)
+            self.progress(done, total)
 
     def _remove_batch(self, names: Sequence[str]) -> int:
         directory = self.layouts[0].blobs_fd
@@ -290,6 +332,10 @@ class _Collection:
                     count += 1
                     size += file.size
         return count, size
+
+
+def _age(blob: _Unreached) -> int:
+    return blob.ctime_ns
 
 
 def _opened(paths: Sequence[Path]) -> list[Layout]:

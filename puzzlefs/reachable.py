@@ -16,7 +16,8 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Final
 
 from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
@@ -37,6 +38,9 @@ _WORD: Final = 8
 _MAX_SEGMENTS: Final = 512
 _DIGEST: Final = re.compile(rb'"sha256:([0-9a-f]{64})"')
 
+_digest_of_bytes: Callable[[bytes], Digest] = partial(bytes.__new__, Digest)
+"""A ``Digest`` of 32 bytes; twice as quick as calling the class."""
+
 
 class Reachable:
     """The blobs of a layout that roots may lead to.
@@ -50,11 +54,9 @@ class Reachable:
         self.named: set[Digest] = set()
         self._blobs = VerifiedBlobs(layout, BlobVerifier("user"))
         self._layout = layout
-        self._by_word: dict[int, list[Digest]] = {}
         self._candidates = frozenset(candidates)
-        for digest in self._candidates:
-            self._by_word.setdefault(int.from_bytes(digest[:_WORD], sys.byteorder), []).append(digest)
-        self._words = set(self._by_word)
+        self._by_word: dict[int, list[Digest]] = {}
+        self._words: set[int] = set()
         self._visited: set[Digest | BlobRef] = set()
 
     def anew(self) -> Reachable:
@@ -108,8 +110,8 @@ class Reachable:
         is_plain = b"\\" not in data  # else a string can be written in more than one way
         document = parse_object(data, f"document {digest.oci}", object_hook=_without_chunk if is_plain else None)
         # There can be hundreds of thousands, so all of them are converted at once.
-        digests = bytes.fromhex(b"".join(_DIGEST.findall(data)).decode())
-        self.named.update([Digest(digests[at : at + SHA256_SIZE]) for at in range(0, len(digests), SHA256_SIZE)])
+        raw = bytes.fromhex(b"".join(_DIGEST.findall(data)).decode())
+        self.named.update([_digest_of_bytes(raw[at : at + SHA256_SIZE]) for at in range(0, len(raw), SHA256_SIZE)])
         if not is_plain:
             self.named.update(_digests_in(document))
         for key, value in document.items():
@@ -153,6 +155,10 @@ class Reachable:
     def _scan(self, data: bytes) -> None:
         if self._candidates <= self.named:
             return  # a manifest of version 3 names all of its chunks: there is no more to find
+        if not self._words:
+            for digest in self._candidates:
+                self._by_word.setdefault(int.from_bytes(digest[:_WORD], sys.byteorder), []).append(digest)
+            self._words.update(self._by_word)
         whole = memoryview(data)[: len(data) - len(data) % _WORD].cast("Q")
         for word in self._words.intersection(whole):
             self.named.update(self._by_word[word])

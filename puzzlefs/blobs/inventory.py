@@ -7,42 +7,60 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from puzzlefs.blobs.host import close_read, storage_errors
 from puzzlefs.blobs.layout import TEMPORARY_PREFIX, Layout
 from puzzlefs.blobs.lease import LEASE_PREFIX, is_live
-from puzzlefs.digest import Digest
+from puzzlefs.digest import SHA256_SIZE, Digest
 
-_HEX_LENGTH: Final = 64
-_HEX_DIGITS: Final = frozenset("0123456789abcdef")
+_HEX_LENGTH: Final = 2 * SHA256_SIZE
+_HEX_DIGITS: Final = re.compile("[0-9a-f]*")
+
+_digest: Callable[[bytes], Digest] = partial(bytes.__new__, Digest)
+"""A ``Digest`` of 32 bytes; twice as quick as calling the class."""
 
 
-def list_blobs(layout: Layout) -> tuple[dict[Digest, os.stat_result], list[str]]:
-    """The regular files that have names of blobs, and the names of everything else that is there.
+def blobs_in(layout: Layout) -> list[Digest]:
+    """The regular files that have names of blobs, as the directory lists them.
 
     Raises:
         StorageError: if the directory cannot be read.
     """
-    blobs: dict[Digest, os.stat_result] = {}
-    rest: list[str] = []
-    with storage_errors("list the blobs of", layout.path):
+    with storage_errors("list the blobs of", layout.path), os.scandir(layout.blobs_fd) as found:
+        names = [
+            entry.name for entry in found if len(entry.name) == _HEX_LENGTH and entry.is_file(follow_symlinks=False)
+        ]
+    # There can be hundreds of thousands, so all of them are looked at and converted at once.
+    if not _HEX_DIGITS.fullmatch("".join(names)):
+        names = [name for name in names if _HEX_DIGITS.fullmatch(name)]
+    raw = bytes.fromhex("".join(names))
+    return [_digest(raw[at : at + SHA256_SIZE]) for at in range(0, len(raw), SHA256_SIZE)]
+
+
+def blob_sizes(layout: Layout, digests: Iterable[Digest]) -> dict[Digest, int]:
+    """The bytes of those blobs that are there, as regular files.
+
+    Raises:
+        StorageError: if the host cannot tell.
+    """
+    sizes: dict[Digest, int] = {}
+    with storage_errors("look at the blobs of", layout.path):
         directory = layout.blobs_fd
-        for name in os.listdir(directory):
-            if len(name) == _HEX_LENGTH and _HEX_DIGITS.issuperset(name):
-                try:
-                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    blobs[Digest(bytes.fromhex(name))] = status
-                    continue
-            rest.append(name)
-    return blobs, rest
+        for digest in digests:
+            try:
+                status = os.stat(digest.hex(), dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(status.st_mode):
+                sizes[digest] = status.st_size
+    return sizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,34 @@
 """One check of a layout, or of one image: survey, look at or hash every blob, look at every tree.
 
+Chunks that a manifest lists are hashed while the metadata are looked at, if processes can do that; then whatever else
+there has to be, and what turned out to need more than was asked.
+
 What turns up while somebody else works in the layout is asked once more at the end: an image whose entry has left the
 index meanwhile may have been collected, and nothing is wrong with it.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
 
 from puzzlefs.blobs import Layout
-from puzzlefs.blobs.inventory import list_blobs
+from puzzlefs.blobs.inventory import blob_sizes, blobs_in
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, PuzzlefsError
-from puzzlefs.fsck.hashing import Finding, hash_blobs, look_at_blobs
+from puzzlefs.fsck.hashing import Facts, Finding, Question, finding_of, look_at_blobs
+from puzzlefs.fsck.readers import ReaderProcesses, can_read_in_processes, read_facts
 from puzzlefs.fsck.report import BadBlob, Hit, Malformed, Remark, RemarkKind
 from puzzlefs.fsck.survey import Expected, Survey, Surveyor, parts_of
 from puzzlefs.fsck.tree import check_image
 from puzzlefs.fsck.uses import visible_files
 from puzzlefs.image import Image, open_image
-from puzzlefs.oci import Descriptor, ImageReference, media_types
+from puzzlefs.oci import Descriptor, ImageReference
 from puzzlefs.reachable import Reachable
+from puzzlefs.wire.audit import audit
 
 _WHOLE: Final = frozenset({"index", "manifest", "rootfs", "metadata", "layer"})
 """Roles without which nothing of an image can be seen."""
@@ -46,11 +50,12 @@ class Check:
         layout: what is checked.
         descriptors: the entries of its index that are.
         quick: whether contents are left alone.
-        workers: threads.
+        workers: processes or threads.
         progress: told how many bytes are done, of how many.
         good: blobs whose contents need not be looked at again; those that turn out good are added.
         survey: what was found in documents.
         there: the regular files that have names of blobs.
+        sizes: their bytes; only where contents are left alone.
         inodes: how many were decoded.
         bytes_read: of contents.
         bad_sizes: bytes of the blobs among them that are bad.
@@ -63,11 +68,13 @@ class Check:
     progress: Callable[[int, int], None]
     good: set[Digest]
     survey: Survey = field(default_factory=Survey)
-    there: dict[Digest, os.stat_result] = field(default_factory=dict)
+    there: frozenset[Digest] = frozenset()
+    sizes: dict[Digest, int] = field(default_factory=dict)
     inodes: int = 0
     bytes_read: int = 0
     bad_sizes: dict[Digest, int] = field(default_factory=dict)
     _counts: Counter[tuple[RemarkKind, int]] = field(default_factory=Counter)
+    _readers: list[ReaderProcesses] = field(default_factory=list)
 
     def run(self) -> None:
         """Look at everything.
@@ -75,82 +82,150 @@ class Check:
         Raises:
             FormatError: if the index leads to absurdly many images.
         """
-        surveyor = Surveyor(self.layout, self._look_at_image)
-        self.survey = surveyor.survey
-        self.there, _ = list_blobs(self.layout)
-        surveyor.add_entries(self.descriptors)
-        faults = self.survey.faults
-        left = {digest: blob for digest, blob in self.survey.blobs.items() if digest not in faults}
-        if self.quick:
-            for digest, finding in look_at_blobs(self.layout, self.there, left):
-                self._note(digest, left[digest], finding)
-        else:
-            left = {digest: blob for digest, blob in left.items() if digest not in self.good}
-            total = sum(self.there[digest].st_size for digest in left if digest in self.there)
-            for digest, finding in hash_blobs(
-                self.layout, left, self.workers, lambda done: self.progress(done, max(done, total))
-            ):
-                self.bytes_read += finding.size
-                self._note(digest, left[digest], finding)
+        try:
+            surveyor = Surveyor(self.layout, self._look_at_image, self._read_ahead)
+            self.survey = surveyor.survey
+            self.there = frozenset(blobs_in(self.layout))
+            if self.quick:
+                self.sizes = blob_sizes(self.layout, self.there)
+            surveyor.add_entries(self.descriptors)
+            faults = self.survey.faults
+            left = {digest: blob for digest, blob in self.survey.blobs.items() if digest not in faults}
+            if self.quick:
+                for digest, finding in look_at_blobs(self.layout, self.sizes, left):
+                    self._note(digest, left[digest], finding)
+            else:
+                self._read({digest: blob for digest, blob in left.items() if digest not in self.good})
+        finally:
+            for readers in self._readers:
+                readers.close()
         if faults or self.survey.malformed:
             self._forget_what_is_gone()
+
+    # ---- contents
+
+    def _read_ahead(self, chunks: Sequence[Digest], compressed: bool) -> None:
+        """Begin to read chunks of an image, the metadata of which will be looked at next."""
+        if self.quick or any(not readers.are_done() for readers in self._readers):
+            return
+        questions = [
+            Question(digest, True, compressed) for digest in chunks if digest in self.there and digest not in self.good
+        ]
+        if can_read_in_processes(len(questions)):
+            self._readers.append(ReaderProcesses(self.layout, questions, self.workers))
+
+    def _read(self, left: dict[Digest, Expected]) -> None:
+        """Read everything, and note what there is to say."""
+        total = sum(max(blob.sizes) for blob in left.values() if blob.sizes)
+        total += sum(blob_sizes(self.layout, [digest for digest, blob in left.items() if not blob.sizes]).values())
+        done = 0
+
+        def tell(more: int) -> None:
+            self.progress(done + more, max(done + more, total))
+
+        for readers in self._readers:
+            readers.wait(tell)
+            for question, facts in readers.facts():
+                digest = question.digest
+                blob = left.get(digest)
+                if blob is not None and facts is not None and _is_answer(facts, blob):
+                    done += facts.size
+                    del left[digest]
+                    self._note_facts(digest, blob, facts)
+        questions = [Question(digest, bool(blob.verity), bool(blob.content_length)) for digest, blob in left.items()]
+        for question, facts in read_facts(self.layout, questions, self.workers, tell) if questions else ():
+            self._note_facts(question.digest, left[question.digest], facts)
+
+    def _note_facts(self, digest: Digest, blob: Expected, facts: Facts) -> None:
+        self.bytes_read += facts.size
+        finding = finding_of(facts, blob)
+        if finding is None:
+            self.good.add(digest)
+        else:
+            self._note(digest, blob, finding)
 
     # ---- images
 
     def _look_at_image(self, number: int, image: Image) -> None:
         layers = image.rootfs.metadata_layers
         self.inodes += sum(map(len, layers))
-        visible: frozenset[int] | None = None
-        if len(layers) > 1:  # in one layer, what nobody sees hardly matters
-            try:
-                visible = frozenset(image.tree.links().visible)
-            except FormatError:
-                visible = None  # reported with the tree
-        recorded = self._recorded(number, image)
-        chunks: dict[Digest, Expected] = {}
-        has_compressed = image.manifest is not None and any(
-            isinstance(layer, dict) and layer.get("mediaType") == media_types.FILE_DATA_ZSTD
-            for layer in image.manifest.layer_objects
-        )
-        above: set[int] = set()
-        unneeded: set[Digest] = set()
-        for table in layers:
-            for ino, parts in parts_of(table):
-                is_needed = visible is None or (ino in visible and ino not in above)
+        audits = [audit(table) for table in layers]
+        raw_ends: dict[Digest, int] = {}
+        content_ends: dict[Digest, int] = {}
+        for table, audited in zip(layers, audits, strict=True):
+            _add_ends(raw_ends, audited.raw_ends)
+            _add_ends(content_ends, audited.content_ends)
+            for _, parts in parts_of(table, audited.unusual):
                 for part in parts:
-                    ref = part.blob
-                    blob = chunks.get(ref.digest)
-                    if blob is None:
-                        if not (is_needed or ref.digest in self.survey.blobs or ref.digest in self.there):
-                            unneeded.add(ref.digest)
-                            continue
-                        blob = chunks[ref.digest] = self.survey.expect(ref.digest, "chunk", number)
-                    end = ref.offset + part.length
-                    if ref.compressed:
-                        has_compressed = True
-                        blob.content_length = max(blob.content_length, end)
-                    else:
-                        blob.raw_length = max(blob.raw_length, end)
-            if len(layers) > 1:
-                above.update([ino for ino, _ in table.kinds()])
-        self._count(RemarkKind.NOT_NEEDED, number, len(unneeded - chunks.keys()))
+                    ends = content_ends if part.blob.compressed else raw_ends
+                    _add_ends(ends, {part.blob.digest: part.blob.offset + part.length})
+        chunks = self._needed_chunks(number, image, raw_ends, content_ends)
         if self.quick:
             return
+        recorded = self._recorded(number, image)
         for ref in image.metadata_refs:
             chunks[ref.digest] = self.survey.blobs[ref.digest]
+        has_compressed = bool(content_ends) or self.survey.entries[number].lists_compressed
+        not_recorded = 0
         for digest, blob in chunks.items():
             verity = recorded.get(digest)
             if verity is None:
-                self._count(RemarkKind.NOT_RECORDED, number)
-            else:
-                blob.verity.add(verity)
+                not_recorded += 1
+            elif verity not in blob.verity:
+                blob.verity += (verity,)
             blob.in_compressed |= has_compressed
-        self.survey.malformed += [(number, path, message) for path, message in check_image(image)]
+        self._count(RemarkKind.NOT_RECORDED, number, not_recorded)
+        unusual = [audited.unusual for audited in audits]
+        self.survey.malformed += [(number, path, message) for path, message in check_image(image, unusual)]
 
-    def _recorded(self, number: int, image: Image) -> dict[Digest, VerityDigest]:
+    def _needed_chunks(
+        self, number: int, image: Image, raw_ends: Mapping[Digest, int], content_ends: Mapping[Digest, int]
+    ) -> dict[Digest, Expected]:
+        """The chunks that an image takes, now expected to be that long; those aside that are missing and that no file
+        needs any more, which are counted."""
+        survey = self.survey
+        blobs = survey.blobs
+        unneeded: set[Digest] = set()
+        if len(image.rootfs.metadata_layers) > 1:  # in one layer, what nobody sees hardly matters
+            there = self.there
+            absent = {digest for digest in chain(raw_ends, content_ends) if digest not in blobs and digest not in there}
+            unneeded = absent - self._needed_by_files(image, absent) if absent else absent
+            self._count(RemarkKind.NOT_NEEDED, number, len(unneeded))
+        found: dict[Digest, Expected] = {}
+        for digest in chain(raw_ends, content_ends):
+            if digest in unneeded:
+                continue
+            blob = blobs.get(digest)
+            if blob is None:
+                blob = survey.expect(digest, "chunk", number)
+            elif blob.images[-1] != number:
+                survey.is_needed_by(blob, number)
+            found[digest] = blob
+        for digest, end in raw_ends.items():
+            if digest not in unneeded and found[digest].raw_length < end:
+                found[digest].raw_length = end
+        for digest, end in content_ends.items():
+            if digest not in unneeded and found[digest].content_length < end:
+                found[digest].content_length = end
+        return found
+
+    def _needed_by_files(self, image: Image, digests: set[Digest]) -> set[Digest]:
+        """Those of these chunks in which a file has bytes that can be seen."""
+        try:
+            visible = frozenset(image.tree.links().visible)
+        except FormatError:
+            return digests  # reported with the tree
+        needed: set[Digest] = set()
+        above: set[int] = set()
+        for table in image.rootfs.metadata_layers:
+            for ino, parts in parts_of(table):
+                if ino in visible and ino not in above:
+                    needed.update([part.blob.digest for part in parts])
+            above.update([ino for ino, _ in table.kinds()])
+        return needed & digests
+
+    def _recorded(self, number: int, image: Image) -> Mapping[Digest, VerityDigest]:
         """The fs-verity digests that an image records. They are decoded here, once, and nowhere else."""
-        if self.quick:
-            return {}
         try:
             return dict(image.rootfs.verity.items())
         except FormatError as error:
@@ -171,7 +246,7 @@ class Check:
                 reachable.add_entry(descriptor)
         except PuzzlefsError:
             return None
-        return [self.there[digest].st_size for digest in others if digest not in reachable.named]
+        return list(blob_sizes(self.layout, [digest for digest in others if digest not in reachable.named]).values())
 
     # ---- blobs
 
@@ -211,7 +286,7 @@ class Check:
         gone = {number for number, entry in enumerate(survey.entries) if entry.descriptor.digest in before - current}
         survey.malformed = [found for found in survey.malformed if found[0] not in gone]
         for digest in list(survey.faults):
-            if survey.blobs[digest].images <= gone:
+            if gone.issuperset(survey.blobs[digest].images):
                 del survey.faults[digest]
 
     # ---- the report
@@ -265,3 +340,19 @@ class Check:
     def is_bad(self) -> bool:
         """Whether a blob is bad."""
         return bool(self.survey.faults)
+
+
+def _add_ends(ends: dict[Digest, int], more: Mapping[Digest, int]) -> None:
+    """Add up to which byte something takes blobs."""
+    if not ends:
+        ends.update(more)
+        return
+    for digest, end in more.items():
+        if ends.get(digest, -1) < end:
+            ends[digest] = end
+
+
+def _is_answer(facts: Facts, blob: Expected) -> bool:
+    """Whether nothing else has to be known about a blob."""
+    is_content_known = facts.content is not None or not blob.content_length
+    return is_content_known and (facts.verity is not None or not blob.verity)

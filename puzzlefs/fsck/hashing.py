@@ -1,6 +1,7 @@
-"""Whether blobs are what their names say: presence and size, or every byte, in a few threads.
+"""Whether blobs are what their names say: presence and size, or every byte.
 
-Both digests of a blob are computed from one read. Hashing drops the interpreter's lock, so threads are enough.
+What the bytes of a blob say of themselves (``Facts``) is apart from what is expected of them: so hashing can begin
+before all metadata have been looked at. Both digests of a blob are computed from one read. Who hashes: ``readers``.
 """
 
 from __future__ import annotations
@@ -8,16 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from puzzlefs.blobs import Layout
+from puzzlefs.blobs.host import close_read
 from puzzlefs.blobs.verified import MAX_CHUNK_CONTENT
-from puzzlefs.builder.workers import started_pool
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.compression.frames import frames_of, parse_seek_table
 from puzzlefs.digest import Digest, VerityDigest
@@ -26,11 +24,43 @@ from puzzlefs.fsck.report import Fault
 from puzzlefs.fsck.survey import Expected
 from puzzlefs.verity import VerityHasher, verity_digest
 
-_IN_MEMORY: Final = 8 << 20
+IN_MEMORY: Final = 8 << 20
+"""Bytes of the largest blob that is read as a whole."""
 _BLOCK: Final = 1 << 20
-_BATCH: Final = 64
-_AHEAD: Final = 4
-"""Batches for each thread that are handed out before the first of them is taken back."""
+
+
+class Question(NamedTuple):
+    """What is to be found out about a blob, besides whether its bytes are those of its name.
+
+    Attributes:
+        digest: the blob.
+        verity: whether its fs-verity digest is wanted.
+        content: whether the size of its content is, which is compressed.
+    """
+
+    digest: Digest
+    verity: bool
+    content: bool
+
+
+class Facts(NamedTuple):
+    """What the bytes of a blob say of themselves.
+
+    Attributes:
+        size: its bytes.
+        fault: what is wrong with it, ``None`` if its bytes are those of its name.
+        detail: more about that; of corrupt bytes, what their digest is.
+        verity: its fs-verity digest, if that was asked for.
+        content: the size of its content, likewise, ``None`` if it cannot be told.
+        problem: why not; empty if it can, or was not asked for.
+    """
+
+    size: int
+    fault: Fault | None = None
+    detail: str = ""
+    verity: VerityDigest | None = None
+    content: int | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +83,18 @@ class Finding:
 
 
 def look_at_blobs(
-    layout: Layout, there: Mapping[Digest, os.stat_result], expected: Mapping[Digest, Expected]
+    layout: Layout, there: Mapping[Digest, int], expected: Mapping[Digest, Expected]
 ) -> Iterator[tuple[Digest, Finding]]:
     """What names and sizes say about blobs, and nothing else; those that are in order are left out.
 
     Args:
         layout: where they are.
-        there: the regular files that were there a moment ago.
+        there: the sizes of the regular files that were there a moment ago.
         expected: the blobs.
     """
     for digest, blob in expected.items():
         known = there.get(digest)
-        if known is not None and not _wrong_size(known.st_size, blob):
+        if known is not None and not _wrong_size(known, blob):
             continue
         try:
             status = os.stat(digest.hex(), dir_fd=layout.blobs_fd, follow_symlinks=False)
@@ -82,41 +112,77 @@ def look_at_blobs(
             yield digest, Finding(Fault.WRONG_SIZE, problem, status.st_size)
 
 
-def hash_blobs(
-    layout: Layout,
-    expected: Mapping[Digest, Expected],
-    workers: int,
-    progress: Callable[[int], None],
-) -> Iterator[tuple[Digest, Finding]]:
-    """What the bytes of blobs say; one finding for each, in any order.
+def finding_of(facts: Facts, blob: Expected) -> Finding | None:
+    """What facts mean where ``blob`` was expected, ``None`` if all is as it should be."""
+    size, fault, detail, verity, content, problem = facts
+    if fault is not None:
+        if fault is Fault.CORRUPT and (wrong := _wrong_size(size, blob)):
+            return Finding(Fault.WRONG_SIZE, wrong, size)
+        return Finding(fault, detail, size)
+    other = verity if verity is not None and blob.verity and blob.verity != (verity,) else None
+    shortage = ""
+    if size < blob.raw_length:
+        shortage = _shortage_of(size, blob.raw_length)
+    elif blob.content_length:
+        shortage = problem
+        if content is not None and content < blob.content_length:
+            shortage = _shortage_of(content, blob.content_length)
+    if other is None and not shortage and (not blob.sizes or size in blob.sizes):
+        return None
+    return Finding(None, "", size, other, shortage)
 
-    Args:
-        layout: where they are.
-        expected: the blobs.
-        workers: threads.
-        progress: told now and then how many bytes are done.
-    """
-    # By name, as good as by chance: large and small blobs are spread over the batches.
-    left = iter(expected.items())
-    done = 0
 
-    def batch(items: Sequence[tuple[Digest, Expected]]) -> list[tuple[Digest, Finding]]:
-        return [(digest, _hash(layout, digest, blob)) for digest, blob in items]
+class BlobReader:
+    """Finds facts out, one blob after the other. Not for several threads."""
 
-    under_way: deque[Future[list[tuple[Digest, Finding]]]] = deque()
-    pool = started_pool(workers)
-    try:
-        while True:
-            while len(under_way) < workers * _AHEAD and (items := list(islice(left, _BATCH))):
-                under_way.append(pool.submit(batch, items))
-            if not under_way:
-                return
-            found = under_way.popleft().result()
-            done += sum(finding.size for _, finding in found)
-            progress(done)
-            yield from found
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._buffer = memoryview(bytearray(IN_MEMORY + 1))  # takes as much memory as has been written to it
+
+    def facts(self, question: Question) -> Facts:
+        """The facts about a blob."""
+        size = 0
+        try:
+            fd = self._layout.open_blob(question.digest)
+            try:
+                size = os.preadv(fd, [self._buffer], 0)
+                if size > IN_MEMORY:
+                    return _facts_of_large(fd, question, os.fstat(fd).st_size)
+            finally:
+                close_read(fd)
+        except BlobNotFoundError:
+            return Facts(0, Fault.MISSING)
+        except FormatError:
+            return Facts(0, Fault.NO_FILE)
+        except OSError as error:
+            return Facts(size, Fault.UNREADABLE, error.strerror or str(error))
+        data = self._buffer[:size]
+        actual = hashlib.sha256(data).digest()
+        if actual != question.digest:
+            return Facts(size, Fault.CORRUPT, f"sha256:{actual.hex()}")
+        verity = verity_digest(data) if question.verity else None
+        if not question.content:
+            return Facts(size, None, "", verity)
+        return Facts(size, None, "", verity, *_content(bytes(data)))
+
+
+def _facts_of_large(fd: int, question: Question, size: int) -> Facts:
+    sha256, verity = hashlib.sha256(), VerityHasher()
+    offset = 0
+    while block := os.pread(fd, _BLOCK, offset):
+        sha256.update(block)
+        if question.verity:
+            verity.update(block)
+        offset += len(block)
+    if sha256.digest() != question.digest:
+        return Facts(size, Fault.CORRUPT, f"sha256:{sha256.hexdigest()}")
+    facts = Facts(offset, None, "", verity.digest() if question.verity else None)
+    if not question.content:
+        return facts
+    if offset > MAX_CHUNK_CONTENT:
+        return facts._replace(problem="it is larger than any chunk")
+    content, problem = _content(_read(fd, offset))
+    return facts._replace(content=content, problem=problem)
 
 
 def _wrong_size(size: int, blob: Expected) -> str:
@@ -129,82 +195,25 @@ def _wrong_size(size: int, blob: Expected) -> str:
     return "0 bytes" if not size and blob.content_length else ""
 
 
-def _hash(layout: Layout, digest: Digest, blob: Expected) -> Finding:
-    size = 0
-    try:
-        fd = layout.open_blob(digest)
-        try:
-            size = os.fstat(fd).st_size
-            if size > _IN_MEMORY:
-                return _hash_large(fd, digest, blob, size)
-            data = _read(fd, size)
-        finally:
-            os.close(fd)
-    except BlobNotFoundError:
-        return Finding(Fault.MISSING, "", 0)
-    except FormatError:
-        return Finding(Fault.NO_FILE, "", 0)
-    except OSError as error:
-        return Finding(Fault.UNREADABLE, error.strerror or str(error), size)
-    actual = hashlib.sha256(data).digest()
-    if actual != digest:
-        return _corrupt(size, actual, blob)
-    return Finding(None, "", size, _other(blob, verity_digest(data) if blob.verity else None), _shortage(data, blob))
-
-
-def _hash_large(fd: int, digest: Digest, blob: Expected, size: int) -> Finding:
-    sha256, verity = hashlib.sha256(), VerityHasher()
-    offset = 0
-    while block := os.pread(fd, _BLOCK, offset):
-        sha256.update(block)
-        if blob.verity:
-            verity.update(block)
-        offset += len(block)
-    if sha256.digest() != digest:
-        return _corrupt(size, sha256.digest(), blob)
-    shortage = ""
-    if blob.content_length:
-        shortage = _shortage(_read(fd, size), blob) if size <= MAX_CHUNK_CONTENT else "it is larger than any chunk"
-    elif size < blob.raw_length:
-        shortage = _shortage_of(size, blob.raw_length)
-    return Finding(None, "", size, _other(blob, verity.digest() if blob.verity else None), shortage)
-
-
-def _corrupt(size: int, actual: bytes, blob: Expected) -> Finding:
-    problem = _wrong_size(size, blob)
-    return Finding(Fault.WRONG_SIZE if problem else Fault.CORRUPT, problem or f"sha256:{actual.hex()}", size)
-
-
-def _other(blob: Expected, verity: VerityDigest | None) -> VerityDigest | None:
-    return verity if verity is not None and blob.verity != {verity} else None
-
-
 def _read(fd: int, size: int) -> bytes:
-    data = os.pread(fd, size + 1, 0)
-    if len(data) == size:
-        return data
-    parts, offset = [data], len(data)
-    while offset <= size and (part := os.pread(fd, size + 1 - min(offset, size), offset)):
+    parts: list[bytes] = []
+    offset = 0
+    while offset < size and (part := os.pread(fd, size - offset, offset)):
         parts.append(part)
         offset += len(part)
-    return b"".join(parts)  # if it has grown, its digest will not agree
-
-
-def _shortage(data: bytes, blob: Expected) -> str:
-    """What to say if a good blob cannot be what inodes take it for."""
-    if len(data) < blob.raw_length:
-        return _shortage_of(len(data), blob.raw_length)
-    if not blob.content_length:
-        return ""
-    try:
-        size = _content_size(data)
-    except PuzzlefsError as error:
-        return error.message
-    return _shortage_of(size, blob.content_length) if size < blob.content_length else ""
+    return b"".join(parts)
 
 
 def _shortage_of(size: int, needed: int) -> str:
     return f"it has {size} bytes, but a file uses it up to byte {needed}"
+
+
+def _content(data: bytes) -> tuple[int | None, str]:
+    """The size of the content of a good blob that is taken for a compressed chunk, or why it has none."""
+    try:
+        return _content_size(data), ""
+    except PuzzlefsError as error:
+        return None, error.message
 
 
 def _content_size(data: bytes) -> int:

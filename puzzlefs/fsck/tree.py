@@ -3,25 +3,36 @@
 Everything a reader would look at is looked at: every inode of every layer is decoded, every directory is merged, every
 visible entry followed to its inode, whose attributes, extended attributes and target must make sense. Numbers that are
 not used, and inodes that layers above hide, are normal; an inode that nobody sees must still decode.
+
+Of ordinary inodes all that is known beforehand (``puzzlefs.wire.audit``), so only the others are visited.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 
 from puzzlefs.errors import FormatError, PuzzlefsError
 from puzzlefs.fsck.uses import Places
 from puzzlefs.image import Image
-from puzzlefs.model import ROOT_INO, Kind, RegularFile
+from puzzlefs.model import ROOT_INO, Inode, InodeTable, Kind, RegularFile
 from puzzlefs.vfs import Tree
+from puzzlefs.wire.table import WireInodeTable
+
+_FILES = frozenset(Kind) - {Kind.DIRECTORY, Kind.UNKNOWN, Kind.WHITEOUT}
 
 
-def check_image(image: Image) -> Iterator[tuple[bytes | None, str]]:
-    """What is malformed in an image: where, if that is one place in its tree, and what."""
-    for number, table in enumerate(reversed(image.rootfs.metadata_layers), start=1):
-        where = f"metadata layer {number}: " if len(image.rootfs.metadata_layers) > 1 else ""
-        inodes = iter(table)
+def check_image(image: Image, unusual: Sequence[Sequence[int]]) -> Iterator[tuple[bytes | None, str]]:
+    """What is malformed in an image: where, if that is one place in its tree, and what.
+
+    Args:
+        image: the image.
+        unusual: of each metadata layer, the positions of the inodes that are not known to be ordinary.
+    """
+    layers = image.rootfs.metadata_layers
+    for number, (table, positions) in enumerate(zip(reversed(layers), reversed(unusual), strict=True), start=1):
+        where = f"metadata layer {number}: " if len(layers) > 1 else ""
+        inodes = _decoded(table, positions)
         while True:
             try:
                 inode = next(inodes, None)
@@ -31,17 +42,29 @@ def check_image(image: Image) -> Iterator[tuple[bytes | None, str]]:
                     deque(inode.content.chunks, 0)  # they are decoded one by one
             except FormatError as error:
                 yield None, where + error.message
-    yield from _check_tree(image.tree)
+    to_check: set[int] = set()
+    for table, positions in zip(layers, unusual, strict=True):
+        if positions:
+            numbers = [ino for ino, _ in table.kinds()]
+            to_check.update([numbers[position] for position in positions])
+    yield from _check_tree(image.tree, to_check)
 
 
-def _check_tree(tree: Tree) -> Iterator[tuple[bytes | None, str]]:
+def _decoded(table: InodeTable, positions: Sequence[int]) -> Iterator[Inode]:
+    """The inodes at these positions; goes on after an error."""
+    if isinstance(table, WireInodeTable):
+        return map(table.decode, positions)
+    return iter(table)
+
+
+def _check_tree(tree: Tree, unusual: set[int]) -> Iterator[tuple[bytes | None, str]]:
     try:
         tree.links()
     except FormatError as error:
         yield None, error.message
         return
     places = Places()
-    names: dict[int, int] = {}
+    names: Counter[int] = Counter()
     subdirectories: dict[int, int] = {}
     looked_at: set[int] = set()
     stack = [ROOT_INO]
@@ -53,7 +76,10 @@ def _check_tree(tree: Tree) -> Iterator[tuple[bytes | None, str]]:
         except PuzzlefsError as error:
             yield places.of_directory(parent), error.message
             continue
+        names.update([entry.ino for entry in entries if entry.kind in _FILES and entry.ino not in unusual])
         for entry in entries:
+            if entry.kind in _FILES and entry.ino not in unusual:
+                continue
             try:
                 tree.check_entry(parent, entry)
             except PuzzlefsError as error:
@@ -64,7 +90,7 @@ def _check_tree(tree: Tree) -> Iterator[tuple[bytes | None, str]]:
                 places.add(entry.ino, parent, entry.name)
                 stack.append(entry.ino)
             else:
-                names[entry.ino] = names.get(entry.ino, 0) + 1
+                names[entry.ino] += 1
             if entry.ino not in looked_at:
                 looked_at.add(entry.ino)
                 for message in _check_inode(tree, entry.ino, entry.kind):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from puzzlefs.blobs import VerityMode
-from puzzlefs.blobs.inventory import list_blobs
+from puzzlefs.blobs.inventory import blobs_in
 from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import PuzzlefsError
 from puzzlefs.image import Image, open_image
@@ -163,7 +163,7 @@ def _reached(image: Image, contents: FileContents, numbers: BlobNumbers) -> tupl
     own = BlobSet(numbers, contents.used())
     own.add(image_blobs(image, contents))
     if mine is not None and mine.descriptor.digest != image.manifest_digest:  # an index, or the tag has moved
-        reached = Reachable(layout, list_blobs(layout)[0])
+        reached = Reachable(layout, blobs_in(layout))
         reached.add_entry(mine.descriptor)
         if image.manifest_digest in reached.named:
             own.add(reached.named)

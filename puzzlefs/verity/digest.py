@@ -53,12 +53,6 @@ def _hash_last_block(tail: bytes | bytearray | memoryview) -> bytes:
     return block.digest()
 
 
-def _hash_level(level: memoryview) -> bytes:
-    """The level above ``level``."""
-    whole = len(level) - len(level) % BLOCK_SIZE
-    return _hash_whole_blocks(level[:whole]) + _hash_last_block(level[whole:])
-
-
 def _file_digest(size: int, root: bytes) -> VerityDigest:
     """The digest of the descriptor of a file of ``size`` bytes with the Merkle root ``root``."""
     descriptor = _DESCRIPTOR.pack(_DESCRIPTOR_VERSION, HASH_ALGORITHM_SHA256, _LOG_BLOCK_SIZE, 0, size, root)
@@ -74,11 +68,17 @@ def verity_digest(data: bytes | bytearray | memoryview) -> VerityDigest:
     Returns:
         What ``fsverity digest`` prints and what the kernel measures for such a file.
     """
-    view = memoryview(data).cast("B")
-    hashes = _hash_level(view)
-    while len(hashes) > SHA256_SIZE:
-        hashes = _hash_level(memoryview(hashes))
-    return _file_digest(len(view), hashes or _EMPTY_ROOT)
+    level = memoryview(data).cast("B")
+    size = len(level)
+    while True:  # one loop for all levels: most files are so small that calls would count
+        length = len(level)
+        whole = length - length % BLOCK_SIZE
+        hashes = [sha256(level[start : start + BLOCK_SIZE]).digest() for start in range(0, whole, BLOCK_SIZE)]
+        if whole < length:
+            hashes.append(sha256(bytes(level[whole:]).ljust(BLOCK_SIZE, b"\0")).digest())
+        if len(hashes) < 2:
+            return _file_digest(size, hashes[0] if hashes else _EMPTY_ROOT)
+        level = memoryview(b"".join(hashes))
 
 
 class VerityHasher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -519,22 +520,26 @@ class TestBesideBuilds:
         with Layout.open(layout) as opened:
             assert opened.read_index().tags() == []
 
+    @pytest.mark.parametrize("is_slow", [False, True])
     def test_who_comes_while_blobs_are_removed_finds_them_gone(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_slow: bool
     ) -> None:
         """A claim waits for the collection, and then sees what it left."""
+        if is_slow:
+            monkeypatch.setattr(collect, "_SLACK", -1)
         forge = Forge(tmp_path / "oci")
         digests = [forge.blob(b"%d" % number) for number in range(50)]
         answers: list[bool] = []
         threads: list[threading.Thread] = []
-        real = os.rename
+        call = "rename" if is_slow else "unlink"
+        real = getattr(os, call)
 
         def adopt() -> None:
             with Layout.open(forge.path) as layout, BlobWriter(layout) as writer:
                 found = [writer.adopt(digest, len(b"%d" % number)) for number, digest in enumerate(digests)]
                 answers.append(any(found))
 
-        def rename(*args: Any, **named: Any) -> None:
+        def take_away(*args: Any, **named: Any) -> None:
             if not threads:
                 threads.append(threading.Thread(target=adopt))
                 threads[0].start()
@@ -542,7 +547,7 @@ class TestBesideBuilds:
                 assert not answers
             real(*args, **named)
 
-        monkeypatch.setattr(collect.os, "rename", rename)
+        monkeypatch.setattr(collect.os, call, take_away)
         collect_garbage(forge.path, grace=0)
         monkeypatch.undo()
         threads[0].join()
@@ -555,6 +560,7 @@ class TestBesideBuilds:
         forge = Forge(tmp_path / "oci")
         for number in range(50):
             forge.blob(b"%d" % number)
+        monkeypatch.setattr(collect, "_SLACK", -1)
         reports: list[GarbageReport] = []
         real = os.unlink
 
@@ -581,6 +587,7 @@ class TestBesideBuilds:
         def interrupted(*_args: Any, **_named: Any) -> None:
             raise KeyboardInterrupt
 
+        monkeypatch.setattr(collect, "_SLACK", -1)
         monkeypatch.setattr(collect.os, "unlink", interrupted)
         with pytest.raises(KeyboardInterrupt):
             collect_garbage(layout, grace=0)
@@ -590,6 +597,29 @@ class TestBesideBuilds:
         assert report.temporary_files > 5
         assert shown(f"{layout}:b") == trees.on_disk(tmp_path / "b")
         assert len(blob_names(layout)) == report.kept_blobs
+
+    def test_what_takes_long_is_only_set_aside_under_the_locks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        forge = Forge(tmp_path / "oci")
+        for number in range(50):
+            forge.blob(b"%d" % number)
+        clock = itertools.count()
+        calls: list[str] = []
+        for call in ("unlink", "rename"):
+            real = getattr(os, call)
+
+            def counted(*args: Any, real: Any = real, call: str = call, **named: Any) -> None:
+                calls.append(call)
+                real(*args, **named)
+
+            monkeypatch.setattr(collect.os, call, counted)
+        monkeypatch.setattr(collect, "_SLACK", 5)
+        monkeypatch.setattr(collect.time, "monotonic", lambda: next(clock))
+        report = collect_garbage(forge.path, grace=0)
+        assert report.removed_blobs == 50
+        assert calls == ["unlink"] * 5 + ["rename"] * 45 + ["unlink"] * 45
+        assert blob_names(forge.path) == set()
 
     def test_builds_and_collections_at_once(self, tmp_path: Path) -> None:
         """Tags come and go, a collection without grace runs all the time: whatever has a tag is whole."""
@@ -697,6 +727,7 @@ def test_removing_needs_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     steps: list[tuple[int, int]] = []
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start_one)
+        patch.setattr(collect, "_SLACK", -1)
         report = collect_garbage(layout, grace=0, progress=lambda done, total: steps.append((done, total)))
     assert report.removed_blobs == 600
     assert blob_names(layout) == set()
@@ -704,7 +735,10 @@ def test_removing_needs_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert steps == [(250, 600), (500, 600), (600, 600)]
 
 
-def test_threads_remove_what_many_blobs_were(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slack", [-1, 60])
+def test_many_blobs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slack: float) -> None:
+    """By threads where that is slow, else at once."""
+    monkeypatch.setattr(collect, "_SLACK", slack)
     layout = tmp_path / "oci"
     with Layout.open_or_create(layout, Dialect.OCI) as opened, BlobWriter(opened) as writer:
         for number in range(600):
