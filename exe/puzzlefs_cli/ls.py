@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -223,9 +222,23 @@ class _Listing:
             names = self._quoted(names)
         lines: list[bytes]
         if self._long:
-            attributes = [self._attributes(item, directory, parent) for item in items]
+            attributes_of = self._tree.attributes
+            attributes: list[Attributes | None] = []
+            for item in items:
+                try:
+                    if item[2] in _TO_CHECK and item[0] not in _DOTS and parent is not None:
+                        self._tree.check_entry(parent, Entry(*item))
+                    attributes.append(attributes_of(item[1]))
+                except PuzzlefsError as error:
+                    self._look.failed(join(directory, item[0]) if parent is not None else item[0], error)
+                    attributes.append(None)
             rows = [
-                Row(self._with_target(name, found), item[2], found, self._access(found) if self._has_xattrs else " ")
+                Row(
+                    self._with_target(name, found) if item[2] is Kind.SYMLINK else name,
+                    item[2],
+                    found,
+                    self._access(found) if self._has_xattrs else " ",
+                )
                 for item, name, found in zip(items, names, attributes, strict=True)
             ]
             lines = self._long_format.lines(rows)
@@ -238,16 +251,6 @@ class _Listing:
             lines = self._columns(names) if self._in_columns else names
         return self._end.join([*lines, b""])
 
-    def _attributes(self, item: tuple[bytes, int, Kind], directory: bytes, parent: int | None) -> Attributes | None:
-        name, ino, kind = item
-        try:
-            if parent is not None and kind in _TO_CHECK and name not in _DOTS:
-                self._tree.check_entry(parent, Entry(name, ino, kind))
-            return self._tree.attributes(ino)
-        except PuzzlefsError as error:
-            self._look.failed(join(directory, name) if parent is not None else name, error)
-            return None
-
     def _access(self, attributes: Attributes | None) -> str:
         if attributes is None:
             return " "
@@ -258,7 +261,7 @@ class _Listing:
         return " " if not keys else "+" if keys & _ACLS else "." if _CONTEXT in keys else " "
 
     def _with_target(self, name: bytes, attributes: Attributes | None) -> bytes:
-        if attributes is None or not stat.S_ISLNK(attributes.mode):
+        if attributes is None:
             return name
         target = self._look.attempt(name, lambda: self._tree.readlink(attributes.ino))
         if target is None:

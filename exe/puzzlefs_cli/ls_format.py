@@ -84,23 +84,28 @@ class LongFormat:
     def lines(self, rows: Sequence[Row]) -> list[bytes]:
         """The rows, aligned with each other, without ends of lines."""
         known = [row.attributes for row in rows if row.attributes is not None]
-        links = _width(max((item.nlink for item in known), default=0))
-        users = {uid: self.user(uid) for uid in {item.uid for item in known}}
-        groups = {gid: self.group(gid) for gid in {item.gid for item in known}}
+        # columns instead of attributes of each row: there can be very many
+        inos, bits_of_all, link_counts, uids, gids, _, sizes, _, _ = zip(*known, strict=True) if known else [()] * 9
+        links = _width(max(link_counts, default=0))
+        users = {uid: self.user(uid) for uid in set(uids)}
+        groups = {gid: self.group(gid) for gid in set(gids)}
         user_width, group_width = _widest(users.values()), _widest(groups.values())
-        size = _width(max((item.size for item in known), default=0))
-        devices = [item.rdev for item in known if _is_device(item.mode)]
-        major = _width(max(map(os.major, devices), default=0))
-        minor = _width(max(map(os.minor, devices), default=0))
-        if devices:
+        size = _width(max(sizes, default=0))
+        has_devices = any(map(_is_device, set(bits_of_all)))
+        major = minor = 0
+        if has_devices:
+            devices = [item.rdev for item in known if _is_device(item.mode)]
+            major = _width(max(map(os.major, devices)))
+            minor = _width(max(map(os.minor, devices)))
             size = max(size, major + 2 + minor)
             minor = size - major - 2
         align = ">" if self.numeric else "<"
         users = {uid: f"{text:{align}{user_width}}" for uid, text in users.items()}
         groups = {gid: f"{text:{align}{group_width}}" for gid, text in groups.items()}
-        has_access = any(row.access != " " for row in rows)
-        number = _width(max((item.ino for item in known), default=0)) if self.inodes else 0
+        has_access = any(access != " " for access in {row.access for row in rows})
+        number = _width(max(inos, default=0)) if self.inodes else 0
         modes, times, shown_time = self._modes, self._times, self._time
+        heads: dict[tuple[int, int, int, int, str], str] = {}
         found: list[bytes] = []
         time_width = 0
         for name, kind, item, access in rows:
@@ -112,17 +117,18 @@ class LongFormat:
                 found.append(f"{text} {'?':>{time_width}} ".encode() + name)
                 continue
             ino, bits, nlink, uid, gid, rdev, file_size, _, mtime_ns = item
-            mode = modes.get(bits) or modes.setdefault(bits, stat.filemode(bits))
+            head = heads.get(key := (bits, nlink, uid, gid, access))
+            if head is None:
+                mode = modes.get(bits) or modes.setdefault(bits, stat.filemode(bits))
+                if has_access:
+                    mode += access
+                head = heads[key] = f"{mode} {nlink:>{links}} {users[uid]} {groups[gid]} "
             when = times.get(mtime_ns) or shown_time(mtime_ns)
-            if has_access:
-                mode += access
-            if devices and _is_device(bits):
+            if has_devices and _is_device(bits):
                 shown = f"{os.major(rdev):>{major}}, {os.minor(rdev):>{minor}}"
             else:
                 shown = f"{file_size:>{size}}"
-            text = f"{mode} {nlink:>{links}} {users[uid]} {groups[gid]} {shown} {when} "
-            if number:
-                text = f"{ino:>{number}} {text}"
+            text = f"{ino:>{number}} {head}{shown} {when} " if number else f"{head}{shown} {when} "
             found.append(text.encode("utf-8", "surrogateescape") + name)
         return found
 

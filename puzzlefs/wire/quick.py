@@ -13,13 +13,23 @@ Positions are words of the message, as everywhere in this room. What one answer 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from puzzlefs.digest import SHA256_SIZE, Digest
 from puzzlefs.model import BlobRef, FileChunk, Glance, Kind, Resident
 from puzzlefs.wire.message import Message
-from puzzlefs.wire.pointers import BYTES, COMPOSITE, FAR, LIST, OFFSET_MASK, OFFSET_SIGN
+from puzzlefs.wire.pointers import (
+    BYTES,
+    COMPOSITE,
+    FAR,
+    LIST,
+    OFFSET_MASK,
+    OFFSET_SIGN,
+    records_shape,
+    records_tag,
+)
 
 _MAX_CHUNKS: Final = 64
 _MAX_ENTRIES: Final = 1 << 16
@@ -34,11 +44,19 @@ LIST_MASK: Final = 7 << 32 | STRUCT_MASK
 RECORDS: Final = COMPOSITE << 32 | LIST
 DATA: Final = BYTES << 32 | LIST
 
+_POINTER_MASK: Final = ~(OFFSET_MASK >> 1 << 2)
+"""All of a pointer but its offset, whose sign counts: what is wanted lies ahead."""
+_ONE_CHUNK: Final = records_shape(1, 1, 1)
+_ONE_CHUNK_TAG: Final = records_tag(1, 1, 1)
+
 _LIVE_KINDS: Final = {int(kind): kind for kind in Kind if kind not in (Kind.UNKNOWN, Kind.WHITEOUT)}
 _REGULAR: Final = int(Kind.REGULAR)
 _DIRECTORY: Final = int(Kind.DIRECTORY)
 _SYMLINK: Final = int(Kind.SYMLINK)
 _PLAIN: Final = frozenset({int(Kind.FIFO), int(Kind.SOCKET), _DIRECTORY})
+
+_glance: Callable[[Iterable[int]], Glance] = partial(tuple.__new__, Glance)
+"""A ``Glance`` of six values; three times as quick as calling the class."""
 
 Part = tuple[bytes, int, int, int]
 """A part of a file: digest, offset, whether it is compressed, length."""
@@ -93,7 +111,17 @@ class QuickLook:
             elif words[pointers + 1]:
                 return None
             elif kind == _REGULAR:
-                size = self._file_size(pointers)
+                # most files have one chunk, and a listing asks for all of them: that case without a call
+                word, start, end = words[pointers], pointers, self._end
+                if word & 7 == FAR:
+                    start = self._starts[word >> 32] + (word >> 3 & 0x1FFFFFFF)  # an IndexError is a LookupError
+                    end = self._ends[word >> 32]
+                    word = words[start]
+                start += 1 + (word >> 2 & OFFSET_MASK)
+                if word & _POINTER_MASK == _ONE_CHUNK and start + 2 < end and words[start] == _ONE_CHUNK_TAG:
+                    size = words[start + 1]
+                else:
+                    size = self._file_size(pointers)
             elif kind not in _PLAIN:
                 return None
         except LookupError:
@@ -106,7 +134,7 @@ class QuickLook:
             mtime_ns = words[at + 3]
             if mtime_ns >> 63:
                 mtime_ns -= 1 << 64
-        return Glance(kind, packed >> 16 & _PERMISSIONS, uid, gid, size, mtime_ns)
+        return _glance((kind, packed >> 16 & _PERMISSIONS, uid, gid, size, mtime_ns))
 
     def live_kinds(self, numbers: list[int]) -> list[Kind] | None:
         """The kinds of inodes, if all of them exist and are no white-outs."""
