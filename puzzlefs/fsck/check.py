@@ -75,6 +75,7 @@ class Check:
     bad_sizes: dict[Digest, int] = field(default_factory=dict)
     _counts: Counter[tuple[RemarkKind, int]] = field(default_factory=Counter)
     _readers: list[ReaderProcesses] = field(default_factory=list)
+    _is_listed: bool = False
 
     def run(self) -> None:
         """Look at everything.
@@ -85,10 +86,8 @@ class Check:
         try:
             surveyor = Surveyor(self.layout, self._look_at_image, self._read_ahead)
             self.survey = surveyor.survey
-            self.there = frozenset(blobs_in(self.layout))
-            if self.quick:
-                self.sizes = blob_sizes(self.layout, self.there)
             surveyor.add_entries(self.descriptors)
+            self._list_blobs()
             faults = self.survey.faults
             left = {digest: blob for digest, blob in self.survey.blobs.items() if digest not in faults}
             if self.quick:
@@ -102,17 +101,25 @@ class Check:
         if faults or self.survey.malformed:
             self._forget_what_is_gone()
 
+    def _list_blobs(self) -> None:
+        """See which blobs there are, once: before it matters, and not while nobody reads yet."""
+        if self._is_listed:
+            return
+        self._is_listed = True
+        self.there = frozenset(blobs_in(self.layout))
+        if self.quick:
+            self.sizes = blob_sizes(self.layout, self.there)
+
     # ---- contents
 
     def _read_ahead(self, chunks: Sequence[Digest], compressed: bool) -> None:
         """Begin to read chunks of an image, the metadata of which will be looked at next."""
         if self.quick or any(not readers.are_done() for readers in self._readers):
             return
-        questions = [
-            Question(digest, True, compressed) for digest in chunks if digest in self.there and digest not in self.good
-        ]
+        questions = [Question(digest, True, compressed) for digest in chunks if digest not in self.good]
         if can_read_in_processes(len(questions)):
-            self._readers.append(ReaderProcesses(self.layout, questions, self.workers))
+            # one less than there may be: this process is busy, too
+            self._readers.append(ReaderProcesses(self.layout, questions, max(1, self.workers - 1)))
 
     def _read(self, left: dict[Digest, Expected]) -> None:
         """Read everything, and note what there is to say."""
@@ -123,18 +130,21 @@ class Check:
         def tell(more: int) -> None:
             self.progress(done + more, max(done + more, total))
 
+        answered: set[Digest] = set()
         for readers in self._readers:
-            readers.wait(tell)
-            for question, facts in readers.facts():
+            if self.workers > 1 and not readers.are_done():
+                readers.add(1)
+            for question, facts in readers.facts(tell):
                 digest = question.digest
                 blob = left.get(digest)
                 if blob is not None and facts is not None and _is_answer(facts, blob):
                     done += facts.size
-                    del left[digest]
+                    answered.add(digest)
                     self._note_facts(digest, blob, facts)
-        questions = [Question(digest, bool(blob.verity), bool(blob.content_length)) for digest, blob in left.items()]
+        rest = {digest: blob for digest, blob in left.items() if digest not in answered} if answered else left
+        questions = [Question(digest, bool(blob.verity), bool(blob.content_length)) for digest, blob in rest.items()]
         for question, facts in read_facts(self.layout, questions, self.workers, tell) if questions else ():
-            self._note_facts(question.digest, left[question.digest], facts)
+            self._note_facts(question.digest, rest[question.digest], facts)
 
     def _note_facts(self, digest: Digest, blob: Expected, facts: Facts) -> None:
         self.bytes_read += facts.size
@@ -147,6 +157,7 @@ class Check:
     # ---- images
 
     def _look_at_image(self, number: int, image: Image) -> None:
+        self._list_blobs()
         layers = image.rootfs.metadata_layers
         self.inodes += sum(map(len, layers))
         audits = [audit(table) for table in layers]
@@ -162,19 +173,19 @@ class Check:
         chunks = self._needed_chunks(number, image, raw_ends, content_ends)
         if self.quick:
             return
-        recorded = self._recorded(number, image)
         for ref in image.metadata_refs:
             chunks[ref.digest] = self.survey.blobs[ref.digest]
-        has_compressed = bool(content_ends) or self.survey.entries[number].lists_compressed
-        not_recorded = 0
-        for digest, blob in chunks.items():
-            verity = recorded.get(digest)
-            if verity is None:
-                not_recorded += 1
-            elif verity not in blob.verity:
-                blob.verity += (verity,)
-            blob.in_compressed |= has_compressed
-        self._count(RemarkKind.NOT_RECORDED, number, not_recorded)
+        recorded = 0
+        for digest, verity in self._recorded(number, image):
+            blob = chunks.get(digest)
+            if blob is not None:
+                recorded += 1
+                if verity not in blob.verity:
+                    blob.verity += (verity,)
+        self._count(RemarkKind.NOT_RECORDED, number, len(chunks) - recorded)
+        if content_ends or self.survey.entries[number].lists_compressed:
+            for blob in chunks.values():
+                blob.in_compressed = True
         unusual = [audited.unusual for audited in audits]
         self.survey.malformed += [(number, path, message) for path, message in check_image(image, unusual)]
 
@@ -224,13 +235,13 @@ class Check:
             above.update([ino for ino, _ in table.kinds()])
         return needed & digests
 
-    def _recorded(self, number: int, image: Image) -> Mapping[Digest, VerityDigest]:
+    def _recorded(self, number: int, image: Image) -> Sequence[tuple[Digest, VerityDigest]]:
         """The fs-verity digests that an image records. They are decoded here, once, and nowhere else."""
         try:
-            return dict(image.rootfs.verity.items())
+            return list(image.rootfs.verity.items())
         except FormatError as error:
             self.survey.malformed.append((number, None, error.message))
-            return {}
+            return ()
 
     def unreachable(self) -> list[int] | None:
         """The sizes of the blobs that nothing reaches, ``None`` if that cannot be known.

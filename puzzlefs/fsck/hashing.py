@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from puzzlefs.blobs import Layout
-from puzzlefs.blobs.host import close_read
 from puzzlefs.blobs.verified import MAX_CHUNK_CONTENT
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.compression.frames import frames_of, parse_seek_table
@@ -149,7 +148,7 @@ class BlobReader:
                 if size > IN_MEMORY:
                     return _facts_of_large(fd, question, os.fstat(fd).st_size)
             finally:
-                close_read(fd)
+                os.close(fd)
         except BlobNotFoundError:
             return Facts(0, Fault.MISSING)
         except FormatError:

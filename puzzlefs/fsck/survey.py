@@ -252,9 +252,12 @@ class Surveyor:
             return
         self.survey.expect(manifest.config.digest, "config", number, size=manifest.config.size)
         rootfs: list[Descriptor] = []
+        # There can be hundreds of thousands of chunks, so nothing is called for each that need not be.
+        layers = manifest.layer_objects
+        types = [value.get("mediaType") if isinstance(value, dict) else None for value in layers]
         listed: list[Mapping[str, object]] = []
-        for position, value in enumerate(manifest.layer_objects):
-            if isinstance(value, dict) and value.get("mediaType") in media_types.CHUNK_TYPES:
+        for position, (value, media_type) in enumerate(zip(layers, types, strict=True)):
+            if media_type in media_types.CHUNK_TYPES and isinstance(value, dict):
                 listed.append(value)
                 continue
             try:
@@ -266,7 +269,7 @@ class Surveyor:
                 rootfs.append(layer)
             else:
                 self.survey.expect(layer.digest, "layer", number, size=layer.size)
-        self._listed_chunks(listed, number)
+        self._listed_chunks(listed, media_types.FILE_DATA_ZSTD in types, number)
         if not rootfs:
             self._remark(RemarkKind.OTHER_IMAGE, number, "it is a container image of another kind")
             return
@@ -289,17 +292,16 @@ class Surveyor:
         if all(layer.digest in self.survey.documents for layer in rootfs):
             self._open(descriptor.digest, number)
 
-    def _listed_chunks(self, listed: Sequence[Mapping[str, object]], number: int) -> None:
-        # There can be hundreds of thousands, each of them a few times, so nothing is called that need not be.
-        sizes: list[int] = []
-        texts: list[str] = []
-        for value in listed:
-            text, size = value.get("digest"), value.get("size")
-            if isinstance(text, str) and isinstance(size, int):
-                texts.append(text)
-                sizes.append(size)
-            else:
-                self._malformed(number, "a chunk in the OCI manifest has no digest or no size")
+    def _listed_chunks(self, listed: Sequence[Mapping[str, object]], compressed: bool, number: int) -> None:
+        pairs = [
+            (text, size)
+            for value in listed
+            if isinstance(text := value.get("digest"), str) and isinstance(size := value.get("size"), int)
+        ]
+        for _ in range(len(listed) - len(pairs)):
+            self._malformed(number, "a chunk in the OCI manifest has no digest or no size")
+        texts: Sequence[str] = [text for text, _ in pairs]
+        sizes: Sequence[int] = [size for _, size in pairs]
         together = "".join(texts)
         if len(together) == _TEXT_LENGTH * len(texts) and _DIGESTS.fullmatch(together):
             raw = bytes.fromhex(together.replace("sha256:", ""))
@@ -307,7 +309,6 @@ class Surveyor:
         else:
             digests, sizes = self._parsed(texts, sizes, number)
         fresh = self.survey.expect_chunks(digests, sizes, number)
-        compressed = any(value.get("mediaType") == media_types.FILE_DATA_ZSTD for value in listed)
         self.survey.entries[number].lists_compressed = compressed
         self._on_chunks(fresh, compressed)
 

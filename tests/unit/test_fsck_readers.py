@@ -38,9 +38,9 @@ with_processes = dict(readers.read_facts(layout, questions, 3, told.append))
 assert with_processes == expected
 assert told[-1] >= sum(facts.size for facts in expected.values() if facts.fault is None)
 assert dict(readers._in_threads(layout, questions, 3, told.append)) == expected
-processes = readers.ReaderProcesses(layout, questions, 2)
-processes.wait(told.append)
-for question, facts in processes.facts():
+processes = readers.ReaderProcesses(layout, questions, 1)
+processes.add(2)
+for question, facts in processes.facts(told.append):
     known = expected[question]
     assert facts == (None if known.fault or known.problem else known)
 processes.close()
@@ -48,14 +48,30 @@ processes.close()
 
 _KILLED = """
 class Killed(readers.ReaderProcesses):
-    def wait(self, progress):
+    def facts(self, progress):
         os.kill(self._pids[0], signal.SIGKILL)
         os.kill(self._pids[1], signal.SIGSTOP)
         os.kill(self._pids[1], signal.SIGKILL)
-        super().wait(progress)
+        return super().facts(progress)
 
 readers.ReaderProcesses = Killed
 assert dict(readers.read_facts(layout, questions, 2, lambda done: None)) == expected
+"""
+
+_TWO = """
+first = readers.ReaderProcesses(layout, questions[:300], 1)
+while not first.are_done():
+    time.sleep(0.01)
+second = readers.ReaderProcesses(layout, questions[300:], 1)
+os.kill(second._pids[0], signal.SIGSTOP)
+found = dict(first.facts(lambda done: None))
+os.kill(second._pids[0], signal.SIGCONT)
+found.update(second.facts(lambda done: None))
+assert list(found) == questions
+assert all(facts == expected[question] for question, facts in found.items() if facts is not None)
+assert sum(facts is None for facts in found.values()) < len(questions) / 2
+first.close()
+second.close()
 """
 
 _CLOSED = """
@@ -90,7 +106,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("script", [_SAME, _KILLED, _CLOSED], ids=["same facts", "killed", "closed"])
+@pytest.mark.parametrize("script", [_SAME, _KILLED, _TWO, _CLOSED], ids=["same facts", "killed", "two", "closed"])
 def test_processes(layout: Path, script: str) -> None:
     """In a program of its own, for only one without threads can be forked."""
     command = [sys.executable, "-c", _BEGIN + script + _END, str(layout)]
