@@ -11,7 +11,8 @@ Import: ``puzzlefs import`` of the archive, from a pipe and from a file, beside 
 what that makes. Each into a new OCI directory, everything on disk at the end.
 
 Every round runs all contestants, in turn; medians count, and the least is beside them, for machines that do other
-things, too. Needs root.
+things, too. What they wrote is removed at the very end: on ext4 without a journal, whoever writes many files after many
+were removed takes twice as long (docs/performance.md). Needs root.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,35 +73,34 @@ def measure_export(tree: Path, work: Path, times: Times) -> None:
     times["tar -c of the tree, warm"].append(timed(pack, tree=tree))
 
 
-def measure_import(work: Path, times: Times) -> None:
+def measure_import(work: Path, number: int, times: Times) -> None:
     """One round of imports."""
     for name, script in (
-        ("import < file", "$puzzlefs import -q $out/images:x < $archive; sync"),
-        ("cat | import", "cat $archive | $puzzlefs import -q $out/images:x; sync"),
-        ("import -c < file", "$puzzlefs import -q -c $out/images:x < $archive; sync"),
+        ("import < file", '$puzzlefs import -q "$out/images:x" < $archive; sync'),
+        ("cat | import", 'cat $archive | $puzzlefs import -q "$out/images:x"; sync'),
+        ("import -c < file", '$puzzlefs import -q -c "$out/images:x" < $archive; sync'),
         (
             "tar -x; build",
-            "mkdir $out/x; tar -C $out/x --xattrs --xattrs-include='*' -xf $archive;"
-            " $puzzlefs build -q --no-cache $out/x $out/images:x; sync",
+            'mkdir "$out/x"; tar -C "$out/x" --xattrs --xattrs-include=\'*\' -xf $archive;'
+            ' $puzzlefs build -q --no-cache "$out/x" "$out/images:x"; sync',
         ),
         (
             "tar -x; build -c",
-            "mkdir $out/x; tar -C $out/x --xattrs --xattrs-include='*' -xf $archive;"
-            " $puzzlefs build -q -c --no-cache $out/x $out/images:x; sync",
+            'mkdir "$out/x"; tar -C "$out/x" --xattrs --xattrs-include=\'*\' -xf $archive;'
+            ' $puzzlefs build -q -c --no-cache "$out/x" "$out/images:x"; sync',
         ),
     ):
-        out = work / "out"
+        out = work / f"{name} {number}"
         out.mkdir()
         os.sync()
         times[name].append(timed(script, archive=work / "tree.tar", out=out))
-        shutil.rmtree(out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, required=True, help="the tree")
     parser.add_argument(
-        "--work", type=Path, help="where there is room for six times the tree (default: a new directory)"
+        "--work", type=Path, help="where there is room for six times the tree in each round (default: a new directory)"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
@@ -118,7 +117,7 @@ def main() -> None:
         for number in range(args.rounds):
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
             measure_export(args.tree, work, times)
-            measure_import(work, times)
+            measure_import(work, number, times)
     if args.json:
         print(json.dumps({"archive": size, "seconds": times}))
         return
