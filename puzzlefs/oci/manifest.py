@@ -15,7 +15,7 @@ from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
 from puzzlefs.oci import media_types
 from puzzlefs.oci.descriptor import Descriptor
-from puzzlefs.oci.json_text import NO_FIELDS, JsonObject, JsonValue, as_list, as_object, encode, parse_object
+from puzzlefs.oci.json_text import NO_FIELDS, JsonObject, JsonValue, as_list, encode, parse_object
 
 EMPTY_CONFIG_DATA = b"{}"
 """The two-byte blob that the empty descriptor points to."""
@@ -107,7 +107,7 @@ class Manifest(NamedTuple):
         if self.known_rootfs is not None:
             return self.known_rootfs
         layers = self.layer_objects
-        # every mount waits for this, and layers are many: nothing is called that need not be, and no text made, for each
+        # every mount waits for this, and layers are many: nothing is called that need not be
         numbers = [
             number
             for number, layer in enumerate(layers)
