@@ -16,15 +16,14 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
 from puzzlefs.blobs.layout import MAX_INDEX_SIZE
 from puzzlefs.blobs.lease import Root
 from puzzlefs.compression import decompress_chunk
-from puzzlefs.digest import SHA256_SIZE, Digest
+from puzzlefs.digest import Digest, digests_of
 from puzzlefs.errors import FormatError, PuzzlefsError, StorageError
 from puzzlefs.image import MAX_MANIFEST_SIZE, MAX_METADATA_RATIO, MAX_METADATA_SIZE
 from puzzlefs.model import BlobRef
@@ -37,9 +36,6 @@ _MAX_DEPTH: Final = 8
 _WORD: Final = 8
 _MAX_SEGMENTS: Final = 512
 _DIGEST: Final = re.compile(rb'"sha256:([0-9a-f]{64})"')
-
-_digest_of_bytes: Callable[[bytes], Digest] = partial(bytes.__new__, Digest)
-"""A ``Digest`` of 32 bytes; twice as quick as calling the class."""
 
 
 class Reachable:
@@ -109,9 +105,7 @@ class Reachable:
         data = self._blobs.read(digest, limit=limit)
         is_plain = b"\\" not in data  # else a string can be written in more than one way
         document = parse_object(data, f"document {digest.oci}", object_hook=_without_chunk if is_plain else None)
-        # There can be hundreds of thousands, so all of them are converted at once.
-        raw = bytes.fromhex(b"".join(_DIGEST.findall(data)).decode())
-        self.named.update([_digest_of_bytes(raw[at : at + SHA256_SIZE]) for at in range(0, len(raw), SHA256_SIZE)])
+        self.named.update(digests_of(b"".join(_DIGEST.findall(data)).decode()))
         if not is_plain:
             self.named.update(_digests_in(document))
         for key, value in document.items():

@@ -28,7 +28,7 @@ from typing import Final, NoReturn
 from puzzlefs.blobs import Layout
 from puzzlefs.builder.processes import can_fork
 from puzzlefs.builder.workers import ENDING, started_pool
-from puzzlefs.digest import SHA256_SIZE, VerityDigest
+from puzzlefs.digest import SHA256_SIZE, as_verity_digest
 from puzzlefs.fsck.hashing import BlobReader, Facts, Question
 
 _BATCH: Final = 64
@@ -45,9 +45,8 @@ _ANSWERED: Final = struct.Struct("=QQ")  # number of a batch, bytes that were re
 _AT_ONCE: Final = 256 * _ANSWERED.size
 _NO_DIGEST: Final = bytes(SHA256_SIZE)
 
-_verity_digest: Callable[[bytes], VerityDigest] = partial(bytes.__new__, VerityDigest)
 _facts: Callable[[Iterable[object]], Facts] = partial(tuple.__new__, Facts)
-"""Values of their types; two or three times as quick as calling the class."""
+"""Three times as quick as calling the class."""
 
 
 def can_read_in_processes(count: int) -> bool:
@@ -192,7 +191,7 @@ class ReaderProcesses:
         records = self._records[first : first + len(questions) * _RECORD.size]
         for question, (is_good, size, content, verity) in zip(questions, _RECORD.iter_unpack(records), strict=True):
             if is_good:
-                known = _verity_digest(verity) if question.verity else None
+                known = as_verity_digest(verity) if question.verity else None
                 yield question, _facts((size, None, "", known, None if content < 0 else content, ""))
             else:
                 yield question, None

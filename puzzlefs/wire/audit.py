@@ -8,14 +8,13 @@ in which many inodes share a list is left to who says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from operator import lt
 from typing import Final
 
-from puzzlefs.digest import SHA256_SIZE, Digest
+from puzzlefs.digest import SHA256_SIZE, Digest, as_digest
 from puzzlefs.model import InodeTable, Kind
 from puzzlefs.wire.pointers import FAR, OFFSET_MASK, data_shape, records_shape, records_tag, struct_shape
 from puzzlefs.wire.quick import QuickLook
@@ -36,9 +35,6 @@ _BLOB_REF: Final = struct_shape(2, 1)
 _DIGEST: Final = data_shape(SHA256_SIZE)
 _CHUNK_WORDS: Final = 6
 _DIGEST_WORDS: Final = SHA256_SIZE >> 3
-
-_digest: Callable[[bytes | memoryview], Digest] = partial(bytes.__new__, Digest)
-"""A ``Digest`` of 32 bytes; twice as quick as calling the class."""
 
 
 @dataclass(slots=True)
@@ -126,7 +122,7 @@ class _Auditor(QuickLook):
                         length = words[start + 1]
                         last = words[start + 3] + length
                         ends = content if words[start + 4] & 1 else raw
-                        digest = _digest(data[digest_at << 3 : digest_at + _DIGEST_WORDS << 3])
+                        digest = as_digest(data[digest_at << 3 : digest_at + _DIGEST_WORDS << 3])
                         if length > _MAX_SIZE:
                             unusual.append(at)
                         elif ends.get(digest, -1) < last:
@@ -152,7 +148,7 @@ class _Auditor(QuickLook):
         if sum([length for _, _, _, length in parts]) > _MAX_SIZE:
             raise LookupError
         for raw_digest, offset, compressed, length in parts:
-            digest = _digest(raw_digest)
+            digest = as_digest(raw_digest)
             ends = content if compressed else raw
             if ends.get(digest, -1) < offset + length:
                 ends[digest] = offset + length

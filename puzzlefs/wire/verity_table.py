@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import ItemsView, Iterator, Mapping
-from functools import partial
 from typing import Final
 
-from puzzlefs.digest import SHA256_SIZE, Digest, VerityDigest
+from puzzlefs.digest import SHA256_SIZE, Digest, VerityDigest, as_digest, as_verity_digest
 from puzzlefs.errors import FormatError
 from puzzlefs.wire.contents import sha256_at
 from puzzlefs.wire.message import Message
@@ -20,10 +19,6 @@ from puzzlefs.wire.pointers import OFFSET_MASK, OFFSET_SIGN, SHAPE_MASK, data_sh
 
 _SHA256: Final = data_shape(SHA256_SIZE)
 _SHA256_WORDS: Final = SHA256_SIZE >> 3
-
-_digest = partial(bytes.__new__, Digest)
-_verity_digest = partial(bytes.__new__, VerityDigest)
-"""A digest of bytes that are known to be 32; twice as quick as calling the class."""
 
 
 class VerityTable(Mapping[Digest, VerityDigest]):
@@ -84,11 +79,11 @@ class VerityTable(Mapping[Digest, VerityDigest]):
             verity_start = at + 2 + ((value >> 2 & OFFSET_MASK) ^ OFFSET_SIGN) - OFFSET_SIGN
             if not (begin <= start <= end - _SHA256_WORDS and begin <= verity_start <= end - _SHA256_WORDS):
                 return None
-            digest = _digest(data[start << 3 : start + _SHA256_WORDS << 3])
+            digest = as_digest(data[start << 3 : start + _SHA256_WORDS << 3])
             if digest <= previous:
                 return None
             previous = digest
-            found.append((digest, _verity_digest(data[verity_start << 3 : verity_start + _SHA256_WORDS << 3])))
+            found.append((digest, as_verity_digest(data[verity_start << 3 : verity_start + _SHA256_WORDS << 3])))
         self._sorted = True
         return found
 

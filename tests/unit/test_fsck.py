@@ -601,6 +601,18 @@ class TestMalformed:
         forge.raw_manifest(forge.manifest(rootfs, 1, layers=[entry, *layers]))
         assert len(fsck(forge.path).malformed) >= 5
 
+    def test_digests_that_are_some_only_together(self, tmp_path: Path) -> None:
+        """Two that are cut in the wrong place are malformed, though there is nothing wrong one behind the other."""
+        forge = Forge(tmp_path / "oci")
+        texts = [forge.chunk(data * 5000).blob.digest.oci for data in (b"a", b"b")]
+        cut = [texts[0][:-1], texts[0][-1:] + texts[1]]
+        rootfs = forge.blob(forge.codec.encode_rootfs(layers=[[f.directory(1)]], metadata_refs=(), verity={}))
+        entry = {"mediaType": media_types.ROOTFS, "digest": rootfs.oci, "size": forge.blob_path(rootfs).stat().st_size}
+        for words, count in ((texts, 0), (cut, 2)):
+            layers = [{"mediaType": media_types.FILE_DATA, "digest": text, "size": 5000} for text in words]
+            forge.raw_manifest(forge.manifest(rootfs, 1, layers=[entry, *layers]))
+            assert len(fsck(forge.path).malformed) == count
+
     def test_a_hidden_chunk_may_be_missing(self, forge: Forge) -> None:
         seen, hidden = forge.chunk(b"seen" * 1000), forge.chunk(b"hidden" * 1000)
         forge.image(
