@@ -233,7 +233,11 @@ def _readable_file(mount: Path) -> Path:
 
 
 def _disk_usage(root: Path) -> int:
-    return sum(path.lstat().st_blocks * 512 for path in root.rglob("*"))
+    total = 0
+    for path in root.rglob("*"):
+        with suppress(FileNotFoundError):  # the lease of the mount that has just ended
+            total += path.lstat().st_blocks * 512
+    return total
 
 
 def _check_machine() -> None:
