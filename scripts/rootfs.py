@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DEFAULT_MIRRORS = {"debian": "http://deb.debian.org/debian", "ubuntu": "http://archive.ubuntu.com/ubuntu"}
@@ -244,7 +244,9 @@ def remove_tree(path: Path) -> None:
     """
     if path.is_dir():
         unmount_below(path)
-        shutil.rmtree(path)
+    while path.is_dir():
+        with suppress(FileNotFoundError):  # a mount that has just ended removes its lease at the same time
+            shutil.rmtree(path)
 
 
 if __name__ == "__main__":
