@@ -25,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import signal
 import threading
 from collections import Counter
 from collections.abc import Collection
@@ -38,13 +37,13 @@ from puzzlefs.blobs.lease import Lease, Root
 from puzzlefs.blobs.transfer import Transferred, reading, transfer
 from puzzlefs.digest import Digest
 from puzzlefs.errors import BlobNotFoundError, PuzzlefsError, StorageError
+from puzzlefs.signal_mask import blocked
 
 _WRITE_OUT_SIZE: Final = 96 << 20
 """Bytes that are put on disk at once, ahead of ``commit``."""
 _WORTH_A_THREAD: Final = 16 << 20
 """Bytes that ``commit`` puts on disk faster than a thread of its own would pay for."""
 _DELEGATED: Final = "-w"
-_ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
 class BlobWriter:
@@ -329,11 +328,8 @@ class BlobWriter:
             self._unsynced_size = 0
             self._write_out = threading.Thread(target=self._sync, name="puzzlefs-write-out")
             # An exception of a signal handler in the middle of this would leave a thread that nobody can wait for.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-            try:
+            with blocked():
                 self._write_out.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _sync(self) -> None:
         try:

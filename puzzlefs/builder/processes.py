@@ -27,10 +27,11 @@ from typing import Final, NoReturn
 
 from puzzlefs.blobs import BlobWriter
 from puzzlefs.builder.store import ChunkStore, Stored
-from puzzlefs.builder.workers import ENDING, Buffer
+from puzzlefs.builder.workers import Buffer
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import PuzzlefsError, StorageError
 from puzzlefs.image_commit import StoredChunk
+from puzzlefs.signal_mask import blocked
 
 _NUMBER: Final = struct.Struct("=I")
 _COUNTS: Final = struct.Struct("=IIII")  # buffer, chunks, fs-verity digests, written files
@@ -198,8 +199,7 @@ class ProcessWorkers:
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         owner = os.getpid()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        try:
+        with theirs, blocked():
             for index in range(self._count):
                 writer = self._writer.delegate(index, self._count)
                 pid = os.fork()
@@ -207,9 +207,6 @@ class ProcessWorkers:
                     ours.close()
                     self._serve(theirs, writer, owner)
                 self._pids.append(pid)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            theirs.close()
         self._poll.register(ours, select.POLLIN)
         return ours
 

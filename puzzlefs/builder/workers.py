@@ -7,7 +7,6 @@ is in a program that has threads of its own. For more see ``processes``, which d
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,13 +15,10 @@ from typing import Final, Protocol
 
 from puzzlefs.builder.store import ChunkStore, Stored
 from puzzlefs.errors import InvalidArgumentError
+from puzzlefs.signal_mask import blocked
 
 Buffer = mmap
 """Bytes that the owner writes and workers read, in any process. Memory that nobody has written to yet costs nothing."""
-
-ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-"""Signals that end a build. They are the owner's business: whoever stores chunks is told by the owner."""
-
 
 _MAX_WORKERS: Final = 8
 
@@ -105,15 +101,13 @@ def started_pool(workers: int) -> ThreadPoolExecutor:
     """
     pool = ThreadPoolExecutor(workers, "puzzlefs-chunks")
     running = threading.Barrier(workers + 1)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        for _ in range(workers):
-            pool.submit(running.wait)
-        running.wait()
-    except BaseException:
-        running.abort()  # else those that run would wait for ever for those that could not be started
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with blocked():
+        try:
+            for _ in range(workers):
+                pool.submit(running.wait)
+            running.wait()
+        except BaseException:
+            running.abort()  # else those that run would wait for ever for those that could not be started
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     return pool

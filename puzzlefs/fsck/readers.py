@@ -27,9 +27,10 @@ from typing import Final, NoReturn
 
 from puzzlefs.blobs import Layout
 from puzzlefs.builder.processes import can_fork
-from puzzlefs.builder.workers import ENDING, started_pool
+from puzzlefs.builder.workers import started_pool
 from puzzlefs.digest import SHA256_SIZE, as_verity_digest
 from puzzlefs.fsck.hashing import BlobReader, Facts, Question
+from puzzlefs.signal_mask import blocked
 
 _BATCH: Final = 64
 _MAX_BATCHES: Final = 1000
@@ -144,15 +145,12 @@ class ReaderProcesses:
             OSError: if the host has no memory for them.
         """
         owner = os.getpid()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        try:
+        with blocked():
             for _ in range(workers):
                 pid = os.fork()
                 if pid == 0:
                     self._serve(owner)
                 self._pids.append(pid)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def are_done(self) -> bool:
         """Whether all of them have ended."""

@@ -27,7 +27,6 @@ import errno
 import importlib
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +36,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from puzzlefs.mount.counters import RequestCounters
 from puzzlefs.mount.mountinfo import mounted_at
 from puzzlefs.mount.operations import Operations
-from puzzlefs.mount.signals import ENDING
+from puzzlefs.signal_mask import blocked
 
 if TYPE_CHECKING:
     import socket
@@ -186,7 +185,7 @@ class Control:
 
     def start(self) -> None:
         """Begin; returns at once. Where there is no room for a thread, the mount goes on without."""
-        with _signals_blocked():
+        with blocked():  # signals are for the thread that serves
             try:
                 self._thread.start()
             except (RuntimeError, MemoryError) as error:
@@ -323,12 +322,3 @@ class _Unsupervised:
                 self._control.stop()
             if self._listener is not None:
                 self._listener.close()
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # what is started inside leaves them to who serves
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -45,8 +45,9 @@ from puzzlefs.mount.guarded import ENDED, GONE, STEPPED_ASIDE, Custody, Messages
 from puzzlefs.mount.kernel_engine import READ_AHEAD
 from puzzlefs.mount.kernel_mount import KernelMount, mount_kernel
 from puzzlefs.mount.kernel_protocol import IN_HEADER, RESENT_BIT, error_reply, resend_notification
-from puzzlefs.mount.signals import ENDING, STEP_ASIDE, handled, held_back, in_main_thread
+from puzzlefs.mount.signals import STEP_ASIDE, handled, held_back, in_main_thread
 from puzzlefs.mount.successor import Server, Successor
+from puzzlefs.signal_mask import ENDING, blocked
 
 log = logging.getLogger("puzzlefs.mount")
 
@@ -247,14 +248,11 @@ class _Guardian:
         flight = Flight()
         flight.hand_over(leftover or [])
         # until it has handlers of its own, a signal would run ours
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, STEP_ASIDE))
-        try:
+        with blocked((*ENDING, STEP_ASIDE)):
             pid = os.fork()
             if pid == 0:
                 ours.close()
                 self._become_server(theirs, flight, is_adopted=is_adopted)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return Server(pid, ours, flight, self._answered())
 

@@ -53,7 +53,8 @@ from puzzlefs.mount.kernel_protocol import (
     store_header,
 )
 from puzzlefs.mount.read_ahead import ReadAhead
-from puzzlefs.mount.signals import ENDING, STEP_ASIDE, handled, held_back
+from puzzlefs.mount.signals import STEP_ASIDE, handled, held_back
+from puzzlefs.signal_mask import ENDING
 
 log = logging.getLogger("puzzlefs.mount")
 

@@ -32,7 +32,8 @@ from puzzlefs.mount.kernel_protocol import Opcode
 from puzzlefs.mount.mountinfo import is_hidden, mounted_at
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.pyfuse3_init import initialise
-from puzzlefs.mount.signals import ENDING, held_back, in_main_thread, let_through
+from puzzlefs.mount.signals import held_back, in_main_thread, let_through
+from puzzlefs.signal_mask import ENDING
 from puzzlefs.vfs import Attributes, Entry
 
 log = logging.getLogger("puzzlefs.mount")

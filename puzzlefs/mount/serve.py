@@ -19,6 +19,7 @@ from puzzlefs.mount.lease import leased
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.options import MountOptions, parse_options
 from puzzlefs.oci import ImageReference
+from puzzlefs.signal_mask import blocked
 
 if TYPE_CHECKING:
     from puzzlefs.mount.successor import Successor
@@ -97,8 +98,10 @@ def _engine(name: str) -> Engine:
     if name == "kernel" or (name == "auto" and is_supported()):
         return KernelEngine()
     try:
-        # here and not above, because it costs 130 ms that nobody should pay for `import puzzlefs`
-        from puzzlefs.mount.pyfuse3_engine import Pyfuse3Engine  # noqa: PLC0415
+        # here and not above, because it costs 130 ms that nobody should pay for `import puzzlefs`; and a Ctrl-C in the
+        # middle of an import can be lost
+        with blocked():
+            from puzzlefs.mount.pyfuse3_engine import Pyfuse3Engine  # noqa: PLC0415
     except ImportError as error:
         raise UnsupportedError(
             f"pyfuse3 cannot be loaded: {error}", hint="install libfuse3 (Debian: libfuse3-3 and fuse3)"

@@ -17,26 +17,35 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that end a mount."""
+from puzzlefs.signal_mask import ENDING, blocked
+
+Handler = Callable[[int, FrameType | None], object]
 
 STEP_ASIDE: Final = signal.SIGUSR1
 """Says to a server that has a guardian: answer what you have begun, and leave the rest to somebody else."""
 
 
+_noted: set[int] = set()
+"""What came to other threads while signals were held back in the main one."""
+
+
 @contextmanager
 def held_back(numbers: Collection[signal.Signals] = ENDING) -> Iterator[None]:
-    """Hold signals back inside; drop those that are left in the end."""
+    """Hold signals back inside; drop those that are left in the end.
+
+    What is blocked here can still come to another thread of this process, one of a library or of the caller, and what
+    it does is what was set for all of them. So until the end it is only noted.
+    """
     if not in_main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        while signal.sigtimedwait(numbers, 0) is not None:
-            pass
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with blocked(numbers), _handlers(numbers, _note):
+        try:
+            yield
+        finally:
+            while signal.sigtimedwait(numbers, 0) is not None:
+                pass
+            _noted.difference_update(numbers)
 
 
 @contextmanager
@@ -47,15 +56,16 @@ def let_through(numbers: Collection[signal.Signals] = ENDING) -> Iterator[None]:
         return
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     try:
+        for number in _noted.intersection(numbers):
+            _noted.discard(number)
+            signal.raise_signal(number)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
 
 @contextmanager
-def handled(
-    numbers: Collection[signal.Signals], handle: Callable[[int, FrameType | None], None], wake_fd: int
-) -> Iterator[None]:
+def handled(numbers: Collection[signal.Signals], handle: Handler, wake_fd: int) -> Iterator[None]:
     """Inside ``held_back``: have signals handled, and let them through.
 
     A handler runs between two steps of Python; a signal that comes after the last of them and before a wait begins
@@ -65,15 +75,27 @@ def handled(
     if not in_main_thread():
         yield
         return
+    with _handlers(numbers, handle):
+        fd_before = signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
+        try:
+            with let_through(numbers):
+                yield
+        finally:
+            signal.set_wakeup_fd(fd_before)
+
+
+@contextmanager
+def _handlers(numbers: Collection[signal.Signals], handle: Handler) -> Iterator[None]:
     before = [(number, signal.signal(number, handle)) for number in numbers]
-    fd_before = signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
     try:
-        with let_through(numbers):
-            yield
+        yield
     finally:
-        signal.set_wakeup_fd(fd_before)
         for number, handler in before:
             signal.signal(number, handler)
+
+
+def _note(number: int, _frame: FrameType | None) -> None:
+    _noted.add(number)
 
 
 def in_main_thread() -> bool:

@@ -35,8 +35,9 @@ from puzzlefs.mount.overlay import Branch, mount_overlay, take_away
 from puzzlefs.mount.place import Place, host_errors, made
 from puzzlefs.mount.record import DIRECTORY
 from puzzlefs.mount.serve import EngineName, mount
-from puzzlefs.mount.signals import ENDING, held_back
+from puzzlefs.mount.signals import held_back
 from puzzlefs.oci import ImageReference
+from puzzlefs.signal_mask import ENDING
 
 if TYPE_CHECKING:
     from puzzlefs.mount.successor import Successor
