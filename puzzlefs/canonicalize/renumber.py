@@ -17,9 +17,19 @@ from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.describe import PERMISSIONS
 from puzzlefs.builder.source import SourceDirectory, printable
 from puzzlefs.errors import FormatError, NotFoundError
-from puzzlefs.model import ROOT_INO, Content, Directory, DirEntry, Inode, Kind, RegularFile, Symlink, Xattr
+from puzzlefs.model import (
+    MAX_FILE_SIZE,
+    ROOT_INO,
+    Content,
+    Directory,
+    DirEntry,
+    Inode,
+    Kind,
+    RegularFile,
+    Symlink,
+    Xattr,
+)
 from puzzlefs.vfs import Tree
-from puzzlefs.vfs.plan import MAX_FILE_SIZE
 
 _SYMLINK_PERMISSIONS: Final = 0o777
 

@@ -6,6 +6,8 @@ Everything here is immutable, so it may be shared between threads freely. File n
 
 from puzzlefs.model.inode import (
     KIND_NAMES,
+    MAX_FILE_SIZE,
+    NO_OWNER,
     BlobRef,
     BlockDevice,
     CharDevice,
@@ -27,6 +29,8 @@ from puzzlefs.model.rootfs import ROOT_INO, Glance, InodeTable, MetadataLayer, R
 
 __all__ = [
     "KIND_NAMES",
+    "MAX_FILE_SIZE",
+    "NO_OWNER",
     "ROOT_INO",
     "BlobRef",
     "BlockDevice",

@@ -13,6 +13,12 @@ from typing import Final, NamedTuple, assert_never
 
 from puzzlefs.digest import Digest
 
+MAX_FILE_SIZE: Final = (1 << 63) - 1
+"""The largest ``st_size``."""
+
+NO_OWNER: Final = 0xFFFFFFFF
+"""Not a user or group: chown(2) takes it for "leave as it is"."""
+
 
 class Kind(enum.IntEnum):
     """The kind of an inode; the numbers are those of the wire formats' ``mode`` union and must not change."""

@@ -26,8 +26,7 @@ from puzzlefs.blobs.host import storage_errors
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
 from puzzlefs.image import Image
-from puzzlefs.model import Kind
-from puzzlefs.vfs.plan import MAX_FILE_SIZE
+from puzzlefs.model import MAX_FILE_SIZE, Kind
 
 _MAX_NUMBER: Final = (1 << 64) - 1
 _ROOM: Final = 1 << 12

@@ -34,7 +34,6 @@ _DESCRIPTOR = struct.Struct("<BBBB4xQ64s32x144x")
 _DESCRIPTOR_VERSION = 1
 _LOG_BLOCK_SIZE = 12
 
-_ZERO_BLOCK = bytes(BLOCK_SIZE)
 _EMPTY_ROOT = bytes(SHA256_SIZE)
 _READ_SIZE = 1 << 20
 
@@ -48,9 +47,7 @@ def _hash_last_block(tail: bytes | bytearray | memoryview) -> bytes:
     """The hash of a block that is filled up with zeros; of no block, where ``tail`` is empty."""
     if not tail:
         return b""
-    block = sha256(tail)
-    block.update(_ZERO_BLOCK[len(tail) :])
-    return block.digest()
+    return sha256(bytes(tail).ljust(BLOCK_SIZE, b"\0")).digest()
 
 
 def _file_digest(size: int, root: bytes) -> VerityDigest:
@@ -75,7 +72,7 @@ def verity_digest(data: bytes | bytearray | memoryview) -> VerityDigest:
         whole = length - length % BLOCK_SIZE
         hashes = [sha256(level[start : start + BLOCK_SIZE]).digest() for start in range(0, whole, BLOCK_SIZE)]
         if whole < length:
-            hashes.append(sha256(bytes(level[whole:]).ljust(BLOCK_SIZE, b"\0")).digest())
+            hashes.append(_hash_last_block(level[whole:]))
         if len(hashes) < 2:
             return _file_digest(size, hashes[0] if hashes else _EMPTY_ROOT)
         level = memoryview(b"".join(hashes))

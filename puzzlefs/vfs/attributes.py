@@ -7,7 +7,18 @@ import stat
 from typing import Final, NamedTuple
 
 from puzzlefs.errors import FormatError
-from puzzlefs.model import BlockDevice, CharDevice, Content, Glance, Inode, Kind, RegularFile, Symlink, kind_of
+from puzzlefs.model import (
+    NO_OWNER,
+    BlockDevice,
+    CharDevice,
+    Content,
+    Glance,
+    Inode,
+    Kind,
+    RegularFile,
+    Symlink,
+    kind_of,
+)
 
 BLOCK_SIZE: Final = 512
 """Bytes of the unit in which ``st_blocks`` counts (stat(2))."""
@@ -15,9 +26,6 @@ BLOCK_SIZE: Final = 512
 _MAX_MAJOR: Final = (1 << 12) - 1
 _MAX_MINOR: Final = (1 << 20) - 1
 """What Linux has room for (``MINORBITS``); FUSE and mknod(2) would cut off the rest and show another device."""
-
-_NO_OWNER: Final = 0xFFFFFFFF
-"""Not a user or group: chown(2) takes it for "leave as it is"."""
 
 _FILE_TYPES: Final[dict[int, int]] = {
     int(Kind.FIFO): stat.S_IFIFO,
@@ -79,8 +87,8 @@ def attributes_of(inode: Inode, nlink: int) -> Attributes:
     Raises:
         FormatError: for an owner that cannot be, or a device number that Linux cannot express.
     """
-    if _NO_OWNER in (inode.uid, inode.gid):
-        raise FormatError(f"inode {inode.ino}: no file can belong to {_NO_OWNER}")
+    if NO_OWNER in (inode.uid, inode.gid):
+        raise FormatError(f"inode {inode.ino}: no file can belong to {NO_OWNER}")
     size = _size(inode.content)
     return Attributes(
         ino=inode.ino,

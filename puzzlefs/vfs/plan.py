@@ -10,14 +10,11 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError, InvalidArgumentError
-from puzzlefs.model import FileChunk, RegularFile
-
-MAX_FILE_SIZE: Final = (1 << 63) - 1
-"""The largest ``st_size``."""
+from puzzlefs.model import MAX_FILE_SIZE, FileChunk, RegularFile
 
 
 class Piece(NamedTuple):

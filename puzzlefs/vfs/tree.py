@@ -24,6 +24,7 @@ from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError, InvalidArgumentError, NotFoundError
 from puzzlefs.lru import WeightedLru
 from puzzlefs.model import (
+    MAX_FILE_SIZE,
     ROOT_INO,
     Directory,
     FileChunk,
@@ -38,7 +39,7 @@ from puzzlefs.model import (
 )
 from puzzlefs.vfs.attributes import Attributes, attributes_at_a_glance, attributes_of
 from puzzlefs.vfs.links import Links, count_links
-from puzzlefs.vfs.plan import MAX_FILE_SIZE, FileMap, ReadPlan
+from puzzlefs.vfs.plan import FileMap, ReadPlan
 from puzzlefs.vfs.stack import LayerStack
 
 MAX_NAME_LENGTH: Final = 255

@@ -19,12 +19,17 @@ from puzzlefs.model import InodeTable, Kind, RegularFile
 from puzzlefs.wire.pointers import (
     FAR,
     OFFSET_MASK,
-    data_shape,
-    records_shape,
-    records_tag,
-    struct_shape,
 )
 from puzzlefs.wire.quick import DATA, LIST_MASK, RECORDS, STRUCT_MASK, Part, QuickLook, UnusualError
+from puzzlefs.wire.shapes import (
+    BLOB_REF_SHAPE,
+    DIGEST_SHAPE,
+    DIGEST_WORDS,
+    FORWARD_MASK,
+    ONE_CHUNK_SHAPE,
+    ONE_CHUNK_TAG,
+    ONE_CHUNK_WORDS,
+)
 from puzzlefs.wire.table import WireInodeTable
 
 _REGULAR: Final = int(Kind.REGULAR)
@@ -37,15 +42,7 @@ _MAX_EXTRA_SIZE: Final = 4096
 """Bytes of a target, and of a name or a value of an extended attribute."""
 
 _LOW_32: Final = 0xFFFFFFFF
-_POINTER_MASK: Final = ~(OFFSET_MASK >> 1 << 2)
-"""All of a pointer but its offset, whose sign counts: what is wanted lies ahead."""
-_ONE_CHUNK: Final = records_shape(1, 1, 1)
-_ONE_CHUNK_TAG: Final = records_tag(1, 1, 1)
-_BLOB_REF: Final = struct_shape(2, 1)
-_DIGEST: Final = data_shape(SHA256_SIZE)
-_ONE_CHUNK_WORDS: Final = 6
-_DIGEST_WORDS: Final = SHA256_SIZE >> 3
-_FILE_WORDS: Final = _ONE_CHUNK_WORDS + _DIGEST_WORDS
+_FILE_WORDS: Final = ONE_CHUNK_WORDS + DIGEST_WORDS
 
 
 class Likeness:
@@ -122,13 +119,13 @@ def _same_chunk(one: _Reader, other: _Reader) -> Callable[[int, int], bool]:
         start = at + 1 + (word >> 2 & OFFSET_MASK)
         other_start = other_at + 1 + (other_word >> 2 & OFFSET_MASK)
         return (
-            word & _POINTER_MASK == _ONE_CHUNK == other_word & _POINTER_MASK
+            word & FORWARD_MASK == ONE_CHUNK_SHAPE == other_word & FORWARD_MASK
             and start + _FILE_WORDS <= limit
             and other_start + _FILE_WORDS <= other_limit
             and data[start << 3 : (start << 3) + size] == other_data[other_start << 3 : (other_start << 3) + size]
-            and words[start] == _ONE_CHUNK_TAG
-            and words[start + 2] == _BLOB_REF
-            and words[start + 5] == _DIGEST
+            and words[start] == ONE_CHUNK_TAG
+            and words[start + 2] == BLOB_REF_SHAPE
+            and words[start + 5] == DIGEST_SHAPE
         )
 
     return is_same if not one.has_file_struct and not other.has_file_struct else lambda _at, _other_at: False
@@ -224,18 +221,18 @@ class _Reader(QuickLook):
             end = self._ends[segment]
             word = words[at]
         start = at + 1 + (word >> 2 & OFFSET_MASK)
-        if word & _POINTER_MASK != _ONE_CHUNK or start + _ONE_CHUNK_WORDS + _DIGEST_WORDS > end:
+        if word & FORWARD_MASK != ONE_CHUNK_SHAPE or start + ONE_CHUNK_WORDS + DIGEST_WORDS > end:
             return b""
         place = words[start + 5]
-        if words[start] != _ONE_CHUNK_TAG or words[start + 2] != _BLOB_REF or place & _POINTER_MASK != _DIGEST:
+        if words[start] != ONE_CHUNK_TAG or words[start + 2] != BLOB_REF_SHAPE or place & FORWARD_MASK != DIGEST_SHAPE:
             return b""
         data = self._data
-        if place == _DIGEST:  # it comes next
-            return bytes(data[start + 1 << 3 : start + _ONE_CHUNK_WORDS + _DIGEST_WORDS << 3])
-        digest = start + _ONE_CHUNK_WORDS + (place >> 2 & OFFSET_MASK)
-        if digest + _DIGEST_WORDS > end:
+        if place == DIGEST_SHAPE:  # it comes next
+            return bytes(data[start + 1 << 3 : start + ONE_CHUNK_WORDS + DIGEST_WORDS << 3])
+        digest = start + ONE_CHUNK_WORDS + (place >> 2 & OFFSET_MASK)
+        if digest + DIGEST_WORDS > end:
             return b""
-        return b"".join((data[start + 1 << 3 : start + 5 << 3], data[digest << 3 : digest + _DIGEST_WORDS << 3]))
+        return b"".join((data[start + 1 << 3 : start + 5 << 3], data[digest << 3 : digest + DIGEST_WORDS << 3]))
 
     def extras(self, at: int, kind: int) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """The target and the extended attributes in the struct that the pointer at ``at`` leads to."""

@@ -14,27 +14,25 @@ from itertools import islice
 from operator import lt
 from typing import Final
 
-from puzzlefs.digest import SHA256_SIZE, Digest, as_digest
-from puzzlefs.model import InodeTable, Kind
-from puzzlefs.wire.pointers import FAR, OFFSET_MASK, data_shape, records_shape, records_tag, struct_shape
+from puzzlefs.digest import Digest, as_digest
+from puzzlefs.model import MAX_FILE_SIZE, NO_OWNER, InodeTable, Kind
+from puzzlefs.wire.pointers import FAR, OFFSET_MASK
 from puzzlefs.wire.quick import QuickLook
+from puzzlefs.wire.shapes import (
+    BLOB_REF_SHAPE,
+    DIGEST_SHAPE,
+    DIGEST_WORDS,
+    FORWARD_MASK,
+    ONE_CHUNK_SHAPE,
+    ONE_CHUNK_TAG,
+    ONE_CHUNK_WORDS,
+)
 from puzzlefs.wire.table import WireInodeTable
 
 _REGULAR: Final = int(Kind.REGULAR)
 _DIRECTORY: Final = int(Kind.DIRECTORY)
 _EMPTY: Final = frozenset({int(Kind.FIFO), int(Kind.SOCKET)})
 _MAX_CHUNKS: Final = 64
-_MAX_SIZE: Final = (1 << 63) - 1
-_NO_OWNER: Final = 0xFFFFFFFF
-
-_POINTER_MASK: Final = ~(OFFSET_MASK >> 1 << 2)
-"""All of a pointer but its offset, whose sign counts: what is wanted lies ahead."""
-_ONE_CHUNK: Final = records_shape(1, 1, 1)
-_ONE_CHUNK_TAG: Final = records_tag(1, 1, 1)
-_BLOB_REF: Final = struct_shape(2, 1)
-_DIGEST: Final = data_shape(SHA256_SIZE)
-_CHUNK_WORDS: Final = 6
-_DIGEST_WORDS: Final = SHA256_SIZE >> 3
 
 
 @dataclass(slots=True)
@@ -97,7 +95,7 @@ class _Auditor(QuickLook):
         for at, head, group, word, more in rows:
             kind = head & 0xFFFF
             try:
-                if more or head >> 32 == _NO_OWNER or group & _NO_OWNER == _NO_OWNER:
+                if more or head >> 32 == NO_OWNER or group & NO_OWNER == NO_OWNER:
                     unusual.append(at)
                 elif kind == _REGULAR:
                     chunks += 1
@@ -109,21 +107,21 @@ class _Auditor(QuickLook):
                         word = words[start]
                     start += 1 + (word >> 2 & OFFSET_MASK)
                     if (
-                        word & _POINTER_MASK == _ONE_CHUNK
-                        and start + _CHUNK_WORDS + _DIGEST_WORDS <= limit
-                        and words[start] == _ONE_CHUNK_TAG
-                        and words[start + 2] == _BLOB_REF
-                        and (place := words[start + 5]) & _POINTER_MASK == _DIGEST
+                        word & FORWARD_MASK == ONE_CHUNK_SHAPE
+                        and start + ONE_CHUNK_WORDS + DIGEST_WORDS <= limit
+                        and words[start] == ONE_CHUNK_TAG
+                        and words[start + 2] == BLOB_REF_SHAPE
+                        and (place := words[start + 5]) & FORWARD_MASK == DIGEST_SHAPE
                     ):
-                        digest_at = start + _CHUNK_WORDS + (place >> 2 & OFFSET_MASK)
-                        if digest_at + _DIGEST_WORDS > limit:
+                        digest_at = start + ONE_CHUNK_WORDS + (place >> 2 & OFFSET_MASK)
+                        if digest_at + DIGEST_WORDS > limit:
                             unusual.append(at)
                             continue
                         length = words[start + 1]
                         last = words[start + 3] + length
                         ends = content if words[start + 4] & 1 else raw
-                        digest = as_digest(data[digest_at << 3 : digest_at + _DIGEST_WORDS << 3])
-                        if length > _MAX_SIZE:
+                        digest = as_digest(data[digest_at << 3 : digest_at + DIGEST_WORDS << 3])
+                        if length > MAX_FILE_SIZE:
                             unusual.append(at)
                         elif ends.get(digest, -1) < last:
                             ends[digest] = last
@@ -145,7 +143,7 @@ class _Auditor(QuickLook):
     def _several(self, at: int, raw: dict[Digest, int], content: dict[Digest, int]) -> int:
         """How many parts a file has that is not laid out as one with a single chunk."""
         parts = self._parts(at, self._end, _MAX_CHUNKS)
-        if sum([length for _, _, _, length in parts]) > _MAX_SIZE:
+        if sum([length for _, _, _, length in parts]) > MAX_FILE_SIZE:
             raise LookupError
         for raw_digest, offset, compressed, length in parts:
             digest = as_digest(raw_digest)

@@ -41,11 +41,20 @@ from puzzlefs.model import (
 )
 from puzzlefs.wire.arena import MAX_SEGMENT_WORDS
 from puzzlefs.wire.pointers import OFFSET_MASK, data_shape, records_shape, records_tag, struct_shape
+from puzzlefs.wire.shapes import (
+    ADDITIONAL_SHAPE,
+    BLOB_REF_SHAPE,
+    DEVICE_SHAPE,
+    DIGEST_SHAPE,
+    DIGEST_WORDS,
+    DIR_SHAPE,
+    ONE_CHUNK_SHAPE,
+    ONE_CHUNK_TAG,
+)
 
 SHARED_NAME_SIZE: Final = 32
 """Bytes of the longest name that entries share."""
 
-_DIGEST_WORDS: Final = 4
 _ROOTFS_WORDS: Final = 3
 _BLOB_REF_WORDS: Final = 3
 _INODE_POINTERS: Final = 2
@@ -53,13 +62,6 @@ _PERMISSIONS: Final = 0o7777
 
 _inode_head = struct.Struct("<QHHII4x")
 _one_chunk = struct.Struct("<6Q")
-_ONE_CHUNK_TAG = records_tag(1, 1, 1)
-_ONE_CHUNK_SHAPE = records_shape(1, 1, 1)
-_BLOB_REF_SHAPE = struct_shape(2, 1)
-_DIR_SHAPE = struct_shape(1, 1)
-_DEVICE_SHAPE = struct_shape(2, 0)
-_ADDITIONAL_SHAPE = struct_shape(0, 2)
-_DIGEST_SHAPE = data_shape(32)
 _EMPTY_DATA = data_shape(0)
 
 
@@ -98,7 +100,7 @@ class _Writer:
         self._contents = self._lists + lists
         self._names_start = self._contents + sum(self._content_words(inode) for layer in layers for inode in layer)
         self._values = self._names_start + self._names_size
-        self._digests_start = self._values + _DIGEST_WORDS * len(self._verity)
+        self._digests_start = self._values + DIGEST_WORDS * len(self._verity)
         _check_size(self._digests_start)
         self._words = bytearray(self._digests_start << 3)
 
@@ -193,7 +195,7 @@ class _Writer:
             case Symlink():
                 target = content.target
             case CharDevice() | BlockDevice():
-                self._pack(slot, self._pointer(slot, at, _DEVICE_SHAPE))
+                self._pack(slot, self._pointer(slot, at, DEVICE_SHAPE))
                 self._pack(at, content.major, content.minor)
                 end = at + 2
             case Fifo() | Socket() | Whiteout():
@@ -209,13 +211,13 @@ class _Writer:
         if count == 1:  # most files
             chunk = chunks[0]
             blob = chunk.blob
-            self._pack(slot, self._pointer(slot, at, _ONE_CHUNK_SHAPE))
+            self._pack(slot, self._pointer(slot, at, ONE_CHUNK_SHAPE))
             _one_chunk.pack_into(
                 self._words,
                 at << 3,
-                _ONE_CHUNK_TAG,
+                ONE_CHUNK_TAG,
                 chunk.length,
-                _BLOB_REF_SHAPE,
+                BLOB_REF_SHAPE,
                 blob.offset,
                 blob.compressed,
                 self._digest_pointer(at + 5, blob.digest),
@@ -226,7 +228,7 @@ class _Writer:
         entry, ref = at + 1, at + 1 + 2 * count
         for chunk in chunks:
             blob = chunk.blob
-            self._pack(entry, chunk.length, self._pointer(entry + 1, ref, _BLOB_REF_SHAPE))
+            self._pack(entry, chunk.length, self._pointer(entry + 1, ref, BLOB_REF_SHAPE))
             self._pack(ref, blob.offset, blob.compressed, self._digest_pointer(ref + 2, blob.digest))
             entry += 2
             ref += _BLOB_REF_WORDS
@@ -235,7 +237,7 @@ class _Writer:
     def _put_directory(self, slot: int, at: int, directory: Directory) -> int:
         entries = directory.entries
         count = len(entries)
-        self._pack(slot, self._pointer(slot, at, _DIR_SHAPE))
+        self._pack(slot, self._pointer(slot, at, DIR_SHAPE))
         self._pack(at, directory.look_below, records_shape(count, 1, 1), records_tag(count, 1, 1))
         position = at + 3
         end = position + 2 * count
@@ -255,7 +257,7 @@ class _Writer:
 
     def _put_additional(self, slot: int, at: int, xattrs: Sequence[Xattr], target: bytes | None) -> int:
         count = len(xattrs)
-        self._pack(slot, self._pointer(slot, at, _ADDITIONAL_SHAPE))
+        self._pack(slot, self._pointer(slot, at, ADDITIONAL_SHAPE))
         self._pack(at, records_shape(count, 0, 2) | 1 << 2, 0, records_tag(count, 0, 2))
         position = at + 3
         end = position + 2 * count
@@ -282,16 +284,16 @@ class _Writer:
         value = self._values
         for digest, verity in self._verity:
             self._pack(
-                position, self._digest_pointer(position, digest), self._pointer(position + 1, value, _DIGEST_SHAPE)
+                position, self._digest_pointer(position, digest), self._pointer(position + 1, value, DIGEST_SHAPE)
             )
-            self._words[value << 3 : value + _DIGEST_WORDS << 3] = verity
+            self._words[value << 3 : value + DIGEST_WORDS << 3] = verity
             position += 2
-            value += _DIGEST_WORDS
+            value += DIGEST_WORDS
 
     def _digest_pointer(self, at: int, digest: Digest) -> int:
         """The pointer at ``at`` to a digest, which gets a place if it has none (where no verity digest names it)."""
         index = self._digests.setdefault(digest, len(self._digests))
-        return self._pointer(at, self._digests_start + _DIGEST_WORDS * index, _DIGEST_SHAPE)
+        return self._pointer(at, self._digests_start + DIGEST_WORDS * index, DIGEST_SHAPE)
 
     def _pointer(self, at: int, to: int, shape: int) -> int:
         return (to - at - 1 & OFFSET_MASK) << 2 | shape

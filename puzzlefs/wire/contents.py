@@ -11,11 +11,10 @@ from typing import overload
 
 from puzzlefs.digest import SHA256_SIZE, Digest
 from puzzlefs.errors import FormatError
-from puzzlefs.model import BlobRef, DirEntry, FileChunk, Xattr
+from puzzlefs.model import MAX_FILE_SIZE, BlobRef, DirEntry, FileChunk, Xattr
 from puzzlefs.wire.message import Ledger, Message, OverdrawnError
 from puzzlefs.wire.pointers import BYTES, LIST, OFFSET_SIGN
 
-_MAX_FILE_SIZE = (1 << 63) - 1
 _NEAR_BYTES = 7 << 32 | 3
 _NEAR_BYTES_SHAPE = BYTES << 32 | LIST
 
@@ -52,7 +51,7 @@ class ChunkList(Sequence[FileChunk]):
             return 0
         first = self._first
         size = sum(self._message.words[first : first + self._count * self._stride : self._stride])
-        if size > _MAX_FILE_SIZE:
+        if size > MAX_FILE_SIZE:
             raise FormatError(f"its chunks add up to {size} bytes, more than a file can have")
         return size
 

@@ -37,7 +37,17 @@ from puzzlefs.model import (
     kind_of,
 )
 from puzzlefs.wire.arena import Arena, Outline
-from puzzlefs.wire.pointers import data_shape, records_shape, records_tag, struct_shape
+from puzzlefs.wire.pointers import data_shape, records_shape, records_tag
+from puzzlefs.wire.shapes import (
+    ADDITIONAL_SHAPE,
+    BLOB_REF_SHAPE,
+    DEVICE_SHAPE,
+    DIGEST_SHAPE,
+    DIR_SHAPE,
+    FILE_SHAPE,
+    ONE_CHUNK_SHAPE,
+    ONE_CHUNK_TAG,
+)
 
 _INODE_POINTERS = 2
 _INODE_DATA = 3
@@ -45,19 +55,11 @@ _INODE_DATA_WITH_MTIME = 4
 _inode = struct.Struct("<QHHII4xQQ")
 _inode_with_mtime = struct.Struct("<QHHII4xqQQ")
 
-_DIGEST_SHAPE = data_shape(32)
-_BLOB_REF_SHAPE = struct_shape(2, 1)
-_FILE_SHAPE = struct_shape(0, 1)
-_DIR_SHAPE = struct_shape(1, 1)
-_DEVICE_SHAPE = struct_shape(2, 0)
-_ADDITIONAL_SHAPE = struct_shape(0, 2)
 
 _device = struct.Struct("<QQ")
 _blob_ref = struct.Struct("<QQQ32s")
 # The chunk list of a file of one chunk: tag, element, BlobRef (its struct follows at once), digest.
 _one_chunk = struct.Struct("<QQQQQQ32s")
-_ONE_CHUNK_SHAPE = records_shape(1, 1, 1)
-_ONE_CHUNK_TAG = records_tag(1, 1, 1)
 
 _PERMISSIONS = 0o7777
 
@@ -108,7 +110,7 @@ def encode_inode_list(arena: Arena, segment: int, at: int, inodes: Sequence[Inod
                 case CharDevice() | BlockDevice():
                     kind = kind_of(content)
                     numbers = _device.pack(content.major, content.minor)
-                    content_pointer = arena.put(segment, slot, _DEVICE_SHAPE, numbers, 2, outline=_device_outline)
+                    content_pointer = arena.put(segment, slot, DEVICE_SHAPE, numbers, 2, outline=_device_outline)
                 case Fifo() | Socket() | Whiteout():
                     kind = kind_of(content)
                 case _:
@@ -155,7 +157,7 @@ def encode_blob_refs(arena: Arena, segment: int, at: int, refs: Sequence[BlobRef
     words = [records_tag(count, 2, 1)]
     for index, ref in enumerate(refs):
         # The digest of element i lies behind the list and the digests before it.
-        words += (ref.offset, ref.compressed, (3 * (count - index - 1) + 4 * index) << 2 | _DIGEST_SHAPE)
+        words += (ref.offset, ref.compressed, (3 * (count - index - 1) + 4 * index) << 2 | DIGEST_SHAPE)
 
     def outline() -> Outline:
         yield -1, 0, 1 + 3 * count
@@ -175,7 +177,7 @@ def encode_verity(arena: Arena, segment: int, at: int, verity: Mapping[Digest, V
     for index in range(count):
         # Behind the list come eight words for each entry: digest, then verity.
         offset = 2 * (count - index) - 1 + 8 * index
-        words += (offset << 2 | _DIGEST_SHAPE, offset + 3 << 2 | _DIGEST_SHAPE)
+        words += (offset << 2 | DIGEST_SHAPE, offset + 3 << 2 | DIGEST_SHAPE)
 
     def outline() -> Outline:
         yield -1, 0, 1 + 2 * count
@@ -195,9 +197,9 @@ def _put_file(arena: Arena, segment: int, at: int, chunks: Sequence[FileChunk], 
     if count == 1:
         chunk = chunks[0]
         blob = chunk.blob
-        shape = _ONE_CHUNK_SHAPE
+        shape = ONE_CHUNK_SHAPE
         batch = _one_chunk.pack(
-            _ONE_CHUNK_TAG, chunk.length, _BLOB_REF_SHAPE, blob.offset, blob.compressed, _DIGEST_SHAPE, blob.digest
+            ONE_CHUNK_TAG, chunk.length, BLOB_REF_SHAPE, blob.offset, blob.compressed, DIGEST_SHAPE, blob.digest
         )
     else:
         shape = records_shape(count, 1, 1)
@@ -206,8 +208,8 @@ def _put_file(arena: Arena, segment: int, at: int, chunks: Sequence[FileChunk], 
         offset = 2 * count - 2
         for chunk in chunks:
             blob = chunk.blob
-            words += (chunk.length, offset << 2 | _BLOB_REF_SHAPE)
-            blobs.append(_blob_ref.pack(blob.offset, blob.compressed, _DIGEST_SHAPE, blob.digest))
+            words += (chunk.length, offset << 2 | BLOB_REF_SHAPE)
+            blobs.append(_blob_ref.pack(blob.offset, blob.compressed, DIGEST_SHAPE, blob.digest))
             offset += 5
         batch = _pack_words(words) + b"".join(blobs)
     prefix = 0
@@ -215,7 +217,7 @@ def _put_file(arena: Arena, segment: int, at: int, chunks: Sequence[FileChunk], 
     if file_struct:
         prefix = first_words = 1
         batch = shape.to_bytes(8, "little") + batch
-        shape = _FILE_SHAPE
+        shape = FILE_SHAPE
 
     def outline() -> Outline:
         if prefix:
@@ -254,7 +256,7 @@ def _put_directory(arena: Arena, segment: int, at: int, directory: Directory) ->
             yield 2 * index + 4, start, length
             start += length
 
-    return arena.put(segment, at, _DIR_SHAPE, batch, 2, outline=outline)
+    return arena.put(segment, at, DIR_SHAPE, batch, 2, outline=outline)
 
 
 def _put_additional(arena: Arena, segment: int, at: int, xattrs: Sequence[Xattr], target: bytes | None) -> int:
@@ -288,7 +290,7 @@ def _put_additional(arena: Arena, segment: int, at: int, xattrs: Sequence[Xattr]
         if target is not None:
             yield 1, start, len(target) + 7 >> 3
 
-    return arena.put(segment, at, _ADDITIONAL_SHAPE, _pack_words(words) + b"".join(values), 2, outline=outline)
+    return arena.put(segment, at, ADDITIONAL_SHAPE, _pack_words(words) + b"".join(values), 2, outline=outline)
 
 
 _EMPTY_DATA = data_shape(0)

@@ -33,13 +33,12 @@ from puzzlefs.model import Inode
 from puzzlefs.wire.arena import FIRST_SEGMENT_WORDS, MAX_SEGMENT_WORDS, Arena, framed
 from puzzlefs.wire.encode import encode_inode_list, encode_verity
 from puzzlefs.wire.message import MAX_SEGMENTS, Buffer, Message
-from puzzlefs.wire.pointers import FAR, OFFSET_MASK, data_shape, records_shape, records_tag, struct_shape
+from puzzlefs.wire.pointers import FAR, OFFSET_MASK, records_shape, records_tag, struct_shape
 from puzzlefs.wire.rootfs import MAX_METADATA_LAYERS, RootfsReader
+from puzzlefs.wire.shapes import DIGEST_SHAPE, DIGEST_WORDS
 
 _SHAPE: Final = struct_shape(1, 2)
 _ROOTFS_WORDS: Final = 3
-_DIGEST_WORDS: Final = 4
-_DIGEST_SHAPE: Final = data_shape(32)
 _DOUBLE_FAR: Final = FAR | 4
 _WORDS_OF_INODE: Final = 64
 """Room for an ordinary inode. If there is not enough, there will be one more segment."""
@@ -149,20 +148,20 @@ class _OnTop:
         places = {
             key: (entry.key_at - self._starts[0], entry.value_at - self._starts[0]) for key, entry in kept.items()
         }
-        pairs = arena.take(0, 2 * _DIGEST_WORDS * len(new))
+        pairs = arena.take(0, 2 * DIGEST_WORDS * len(new))
         memory = arena.segment(0)
-        memory[pairs << 3 : pairs + 2 * _DIGEST_WORDS * len(new) << 3] = b"".join(
+        memory[pairs << 3 : pairs + 2 * DIGEST_WORDS * len(new) << 3] = b"".join(
             [part for pair in new.items() for part in pair]
         )
         for index, key in enumerate(new):
-            at = base + pairs + 2 * _DIGEST_WORDS * index
-            places[key] = (at, at + _DIGEST_WORDS)
+            at = base + pairs + 2 * DIGEST_WORDS * index
+            places[key] = (at, at + DIGEST_WORDS)
         start = arena.take(0, 1 + 2 * count)
         _pack(memory, _ROOTFS_WORDS, _near(_ROOTFS_WORDS, start, records_shape(count, 0, 2)))
         _pack(memory, start, records_tag(count, 0, 2))
         at = start + 1
         for _, (key_at, value_at) in sorted(places.items()):
-            _pack(memory, at, _near(base + at, key_at, _DIGEST_SHAPE), _near(base + at + 1, value_at, _DIGEST_SHAPE))
+            _pack(memory, at, _near(base + at, key_at, DIGEST_SHAPE), _near(base + at + 1, value_at, DIGEST_SHAPE))
             at += 2
         block = arena.used()[0]
         if base + (len(block) >> 3) > MAX_SEGMENT_WORDS:
@@ -178,7 +177,7 @@ class _OnTop:
             return True
         begin, end = self._list_at
         return not any(
-            at == self._starts[0] or begin - _DIGEST_WORDS < at < end for at in (entry.key_at, entry.value_at)
+            at == self._starts[0] or begin - DIGEST_WORDS < at < end for at in (entry.key_at, entry.value_at)
         )
 
     # ---- what both do
@@ -219,8 +218,8 @@ class _OnTop:
             begins[self._list_at[1]] = self._list_at[0]
         if pairs:
             for entry in self._entries.values():
-                if entry.value_at == entry.key_at + _DIGEST_WORDS:
-                    begins[entry.value_at + _DIGEST_WORDS] = entry.key_at
+                if entry.value_at == entry.key_at + DIGEST_WORDS:
+                    begins[entry.value_at + DIGEST_WORDS] = entry.key_at
         for number, start in enumerate(self._starts):
             while (begin := begins.get(ends[number])) is not None and begin >= start:
                 ends[number] = begin
@@ -260,16 +259,16 @@ def _verity_entries(reader: RootfsReader) -> tuple[dict[Digest, _VerityEntry], t
         key_at = _digest_at(message, segment, at)
         value_at = _digest_at(message, segment, at + 1)
         data = message.data
-        key = Digest(bytes(data[key_at << 3 : key_at + _DIGEST_WORDS << 3]))
-        value = VerityDigest(bytes(data[value_at << 3 : value_at + _DIGEST_WORDS << 3]))
+        key = Digest(bytes(data[key_at << 3 : key_at + DIGEST_WORDS << 3]))
+        value = VerityDigest(bytes(data[value_at << 3 : value_at + DIGEST_WORDS << 3]))
         found[key] = _VerityEntry(key_at, value_at, value)
     return found, (first - 1, first + count * stride)
 
 
 def _digest_at(message: Message, segment: int, at: int) -> int:
     start, size = message.extent_at(segment, at, "digest of a verity entry")
-    if size != _DIGEST_WORDS << 3:
-        raise FormatError(f"digest of a verity entry: {size} bytes instead of {_DIGEST_WORDS << 3}")
+    if size != DIGEST_WORDS << 3:
+        raise FormatError(f"digest of a verity entry: {size} bytes instead of {DIGEST_WORDS << 3}")
     return start >> 3
 
 

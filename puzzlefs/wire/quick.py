@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final
 
 from puzzlefs.digest import SHA256_SIZE, Digest
-from puzzlefs.model import BlobRef, FileChunk, Glance, Kind, Resident
+from puzzlefs.model import MAX_FILE_SIZE, NO_OWNER, BlobRef, FileChunk, Glance, Kind, Resident
 from puzzlefs.wire.message import Message
 from puzzlefs.wire.pointers import (
     BYTES,
@@ -27,15 +27,12 @@ from puzzlefs.wire.pointers import (
     LIST,
     OFFSET_MASK,
     OFFSET_SIGN,
-    records_shape,
-    records_tag,
 )
+from puzzlefs.wire.shapes import FORWARD_MASK, ONE_CHUNK_SHAPE, ONE_CHUNK_TAG
 
 _MAX_CHUNKS: Final = 64
 _MAX_ENTRIES: Final = 1 << 16
 _MAX_NAME: Final = 255
-_MAX_SIZE: Final = (1 << 63) - 1
-_NO_OWNER: Final = 0xFFFFFFFF
 _PERMISSIONS: Final = 0o7777
 
 # What tells a pointer forward to the wanted thing: its kind and the sign of its offset, and a list's element size.
@@ -44,10 +41,6 @@ LIST_MASK: Final = 7 << 32 | STRUCT_MASK
 RECORDS: Final = COMPOSITE << 32 | LIST
 DATA: Final = BYTES << 32 | LIST
 
-_POINTER_MASK: Final = ~(OFFSET_MASK >> 1 << 2)
-"""All of a pointer but its offset, whose sign counts: what is wanted lies ahead."""
-_ONE_CHUNK: Final = records_shape(1, 1, 1)
-_ONE_CHUNK_TAG: Final = records_tag(1, 1, 1)
 
 _LIVE_KINDS: Final = {int(kind): kind for kind in Kind if kind not in (Kind.UNKNOWN, Kind.WHITEOUT)}
 _REGULAR: Final = int(Kind.REGULAR)
@@ -118,7 +111,7 @@ class QuickLook:
                     end = self._ends[word >> 32]
                     word = words[start]
                 start += 1 + (word >> 2 & OFFSET_MASK)
-                if word & _POINTER_MASK == _ONE_CHUNK and start + 2 < end and words[start] == _ONE_CHUNK_TAG:
+                if word & FORWARD_MASK == ONE_CHUNK_SHAPE and start + 2 < end and words[start] == ONE_CHUNK_TAG:
                     size = words[start + 1]
                 else:
                     size = self._file_size(pointers)
@@ -127,7 +120,7 @@ class QuickLook:
         except LookupError:
             return None
         uid, gid = packed >> 32, words[at + 2] & 0xFFFFFFFF
-        if size > _MAX_SIZE or _NO_OWNER in (uid, gid):
+        if size > MAX_FILE_SIZE or NO_OWNER in (uid, gid):
             return None
         mtime_ns = 0
         if self._data_words > 3:

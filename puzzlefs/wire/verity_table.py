@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import ItemsView, Iterator, Mapping
-from typing import Final
 
-from puzzlefs.digest import SHA256_SIZE, Digest, VerityDigest, as_digest, as_verity_digest
+from puzzlefs.digest import Digest, VerityDigest, as_digest, as_verity_digest
 from puzzlefs.errors import FormatError
 from puzzlefs.wire.contents import sha256_at
 from puzzlefs.wire.message import Message
-from puzzlefs.wire.pointers import OFFSET_MASK, OFFSET_SIGN, SHAPE_MASK, data_shape
-
-_SHA256: Final = data_shape(SHA256_SIZE)
-_SHA256_WORDS: Final = SHA256_SIZE >> 3
+from puzzlefs.wire.pointers import OFFSET_MASK, OFFSET_SIGN, SHAPE_MASK
+from puzzlefs.wire.shapes import DIGEST_SHAPE, DIGEST_WORDS
 
 
 class VerityTable(Mapping[Digest, VerityDigest]):
@@ -72,18 +69,18 @@ class VerityTable(Mapping[Digest, VerityDigest]):
         for at, key, value in zip(
             range(first, stop, stride), words[first:stop:stride], words[first + 1 : stop : stride], strict=False
         ):
-            if key & SHAPE_MASK != _SHA256 or value & SHAPE_MASK != _SHA256:
+            if key & SHAPE_MASK != DIGEST_SHAPE or value & SHAPE_MASK != DIGEST_SHAPE:
                 return None
             # as a signed number: what an encoder shares may lie in front
             start = at + 1 + ((key >> 2 & OFFSET_MASK) ^ OFFSET_SIGN) - OFFSET_SIGN
             verity_start = at + 2 + ((value >> 2 & OFFSET_MASK) ^ OFFSET_SIGN) - OFFSET_SIGN
-            if not (begin <= start <= end - _SHA256_WORDS and begin <= verity_start <= end - _SHA256_WORDS):
+            if not (begin <= start <= end - DIGEST_WORDS and begin <= verity_start <= end - DIGEST_WORDS):
                 return None
-            digest = as_digest(data[start << 3 : start + _SHA256_WORDS << 3])
+            digest = as_digest(data[start << 3 : start + DIGEST_WORDS << 3])
             if digest <= previous:
                 return None
             previous = digest
-            found.append((digest, as_verity_digest(data[verity_start << 3 : verity_start + _SHA256_WORDS << 3])))
+            found.append((digest, as_verity_digest(data[verity_start << 3 : verity_start + DIGEST_WORDS << 3])))
         self._sorted = True
         return found
 

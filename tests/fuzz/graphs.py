@@ -10,6 +10,7 @@ from fuzz.mutation import any_bytes
 from fuzz.target import Target
 from puzzlefs.digest import Digest
 from puzzlefs.model import (
+    MAX_FILE_SIZE,
     BlobRef,
     BlockDevice,
     CharDevice,
@@ -28,7 +29,7 @@ from puzzlefs.model import (
     Xattr,
 )
 from puzzlefs.vfs import Piece, Tree
-from puzzlefs.vfs.plan import MAX_FILE_SIZE, FileMap
+from puzzlefs.vfs.plan import FileMap
 from puzzlefs.wire import codec_for
 
 _NAMES = (

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from puzzlefs.digest import Digest, VerityDigest
+from puzzlefs.errors import FormatError
 from puzzlefs.model import (
     BlobRef,
     BlockDevice,
@@ -18,12 +19,14 @@ from puzzlefs.model import (
     Fifo,
     FileChunk,
     Inode,
+    InodeTable,
     RegularFile,
     Socket,
     Symlink,
     Whiteout,
     Xattr,
 )
+from puzzlefs.wire import codec_for
 
 U32 = (1 << 32) - 1
 U64 = (1 << 64) - 1
@@ -90,6 +93,22 @@ def layers(draw: st.DrawFn, *, max_size: int = 25) -> tuple[Inode, ...]:
     if not draw(st.booleans()):
         found = [inode._replace(mtime_ns=None) for inode in found]
     return tuple(sorted(found, key=lambda inode: inode.ino))
+
+
+changes_of_bytes = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=6)
+"""What ``damaged_table`` does to a message: positions, counted round and round, and what to put there."""
+
+
+def damaged_table(layer: Sequence[Inode], changes: Sequence[tuple[int, int]]) -> InodeTable | None:
+    """A layer that was encoded and then changed here and there, ``None`` if nothing can be read of it any more."""
+    codec = codec_for(2)
+    data = bytearray(codec.encode_inode_vector(layer))
+    for position, value in changes:
+        data[position % len(data)] = value
+    try:
+        return codec.decode_inode_vector(bytes(data))
+    except FormatError:
+        return None
 
 
 verities = st.dictionaries(digests, st.builds(VerityDigest, patterns(st.just(32))), max_size=150)
