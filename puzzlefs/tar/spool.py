@@ -90,6 +90,8 @@ class Archive:
             elif stat.S_ISFIFO(status.st_mode):
                 with contextlib.suppress(OSError):  # this user may not have so large ones
                     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _WINDOW)
+        if isinstance(source, io.BufferedIOBase):
+            self._stream = _OneRead(source)
         count = self._receive()
         if not count:
             raise self._empty()
@@ -288,6 +290,17 @@ class Archive:
 
     def _changed(self) -> SourceError:
         return SourceError(f"{self.name} changed while it was read", hint="import a file that nobody writes to")
+
+
+class _OneRead:
+    """A ``ByteStream`` that asks a buffered reader for what one read of what is below it gives.
+
+    To fill a buffer, such a reader reads again and again, and looks for signals only where it was interrupted while it
+    waited: one that came while there was something to read would wait until there is more.
+    """
+
+    def __init__(self, source: io.BufferedIOBase) -> None:
+        self.readinto = source.readinto1
 
 
 _ZEROS: Final = bytes(_WINDOW)
