@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,19 +22,18 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help with examples as they are written, and room for option names."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=_columns() - 2)
+        super().__init__(prog, max_help_position=32, width=terminal_columns() - 2)
 
 
-def _columns() -> int:
+def terminal_columns() -> int:
     """As ``shutil.get_terminal_size``, for which argparse would load ``shutil`` when an option is added."""
-    try:
-        return int(os.environ["COLUMNS"]) or _DEFAULT_COLUMNS
-    except (KeyError, ValueError):
-        pass
-    try:
-        return os.get_terminal_size().columns or _DEFAULT_COLUMNS
-    except OSError:
-        return _DEFAULT_COLUMNS
+    width = 0
+    with contextlib.suppress(KeyError, ValueError):
+        width = int(os.environ["COLUMNS"])
+    if width <= 0:
+        with contextlib.suppress(OSError):
+            width = os.get_terminal_size().columns
+    return width if width > 0 else _DEFAULT_COLUMNS
 
 
 def words(

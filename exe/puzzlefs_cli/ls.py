@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from puzzlefs.image_owners import Owners
 from puzzlefs.model import Kind
 from puzzlefs.vfs import Attributes, Entry
 from puzzlefs.vfs.paths import MAX_PATH, Place, entries_of, join, resolve
-from puzzlefs_cli.arguments import HelpFormatter
+from puzzlefs_cli.arguments import HelpFormatter, terminal_columns
 from puzzlefs_cli.looking import (
     IMAGE_AND_PATHS_HELP,
     JSON_KEYS,
@@ -276,7 +275,7 @@ class _Listing:
 
     def _columns(self, names: Sequence[bytes]) -> list[bytes]:
         texts = list(map(os.fsdecode, names))
-        line_width = shutil.get_terminal_size().columns
+        line_width = terminal_columns()
         return [os.fsencode(line) for line in columns(texts, list(map(width, texts)), line_width)]
 
     def _header(self, path: bytes) -> bytes:
