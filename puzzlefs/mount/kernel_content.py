@@ -27,6 +27,8 @@ from typing import Final
 
 from puzzlefs.digest import Digest
 from puzzlefs.errors import PuzzlefsError
+from puzzlefs.lru import WeightedLru
+from puzzlefs.model import Resident
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.read_ahead import ReadAhead
 from puzzlefs.vfs import Piece
@@ -39,10 +41,13 @@ PAGE_SIZE: Final = 4096
 _AHEAD: Final = 8
 """Chunks that the host reads ahead where they are wanted in their order; twice those of one read, if that is more."""
 _MAX_AHEAD: Final = 32
+_LOADED: Final = 4
+"""Of those, how many are loaded and verified as soon as there is time."""
 _BEHIND: Final = 8
 """Chunks of the same file behind one that was wanted out of order that the host reads."""
 _MAX_SKIPPED: Final = 64
 _MAX_NEIGHBOURS: Final = 1024
+_MAX_RESIDENTS: Final = 4096
 _MAX_REMEMBERED: Final = 256
 _MAX_UNKNOWN: Final = 2
 _SMALL_READ: Final = 32 << 10
@@ -72,6 +77,9 @@ class ContentServer:
         self._guessing = threading.Lock()
         self._pushed: OrderedDict[Digest, int] = OrderedDict()
         self._coming: deque[Digest] = deque()
+        self._unfollowed: tuple[int, int, Sequence[Piece]] | None = None
+        self._is_compressed = False
+        self._residents: WeightedLru[Digest, tuple[int, list[Resident], int]] = WeightedLru(_MAX_RESIDENTS)
         self._expected: Digest | None = None
         self._stream: Iterator[Digest] = iter(())
 
@@ -96,8 +104,9 @@ class ContentServer:
         guesses = (is_fresh or offset == 0 or ino > self._pushed.get(last.blob, ino)) and self._guessing.acquire(False)
         try:
             if guesses and is_fresh:
-                with contextlib.suppress(MemoryError):
-                    self._look_ahead(ino, offset + size, plan.pieces)
+                for piece in plan.pieces[1:]:
+                    self._ahead.touch(piece.blob)
+                self._unfollowed = ino, offset + size, plan.pieces
             views = operations.views(ino, plan)
             if guesses and may_guess:
                 with contextlib.suppress(MemoryError):
@@ -108,6 +117,38 @@ class ContentServer:
             if guesses:
                 self._guessing.release()
         return views
+
+    def follow(self) -> None:
+        """Have the host read what is likely to be needed after the last read, which is answered by now. Never fails."""
+        read, self._unfollowed = self._unfollowed, None
+        if read is not None and self._guessing.acquire(False):
+            try:
+                with contextlib.suppress(MemoryError):
+                    self._look_ahead(*read)
+            finally:
+                self._guessing.release()
+
+    def load_next(self) -> bool:
+        """Load and verify a chunk that is wanted next, where chunks are wanted in their order.
+
+        For moments in which nobody waits for an answer: a program that reads a tree is busy half of the time with what
+        it got. Never fails: what is wrong with a chunk is for those who ask for it.
+
+        Returns:
+            Whether there may be more to load.
+        """
+        if not self._guessing.acquire(False):
+            return False
+        try:
+            for blob in itertools.islice(self._coming, _LOADED):
+                if not self._blobs.is_cached(blob):
+                    self._blobs.view_chunk(blob, self._is_compressed, 0, 0)
+                    return True
+        except (PuzzlefsError, MemoryError):
+            self._coming.clear()  # it would be tried again and again
+        finally:
+            self._guessing.release()
+        return False
 
     # ---- the page cache
 
@@ -133,7 +174,7 @@ class ContentServer:
         content = self._blobs.cached(last.blob, last.compressed)
         if content is None:
             return
-        files, _ = self._tree.files_in(last.blob, ino + 1, ino + 1 + _MAX_NEIGHBOURS)
+        files, _ = self._files_behind(last.blob, ino)
         if not files:
             return
         view = memoryview(content)
@@ -159,14 +200,13 @@ class ContentServer:
     # ---- what comes next
 
     def _look_ahead(self, ino: int, stop: int, pieces: Sequence[Piece]) -> None:
-        """Have the host read what is needed now besides the first piece, and what is likely to be needed after it."""
+        """Have the host read what is likely to be needed after a read."""
         ahead, coming = self._ahead, self._coming
-        for piece in pieces[1:]:
-            ahead.touch(piece.blob)
         last = pieces[-1].blob
         if any(piece.blob == self._expected or piece.blob in coming for piece in pieces):
             if not _skip_to(last, _drained(coming)):
                 _skip_to(last, itertools.islice(self._stream, _MAX_SKIPPED))
+            self._is_compressed = pieces[-1].compressed
             distance = min(max(_AHEAD, 2 * len(pieces)), _MAX_AHEAD)
             for blob in itertools.islice(self._stream, max(0, distance - len(coming))):
                 ahead.touch(blob)
@@ -201,9 +241,20 @@ class ContentServer:
                         yield blob
                     elif (repeated := repeated + 1) == _MAX_REPEATED:
                         return
-                files, after = self._tree.files_in(blob, ino + 1, ino + 1 + _MAX_NEIGHBOURS)
+                files, after = self._files_behind(blob, ino)
                 ino, number = after, 1 if files and files[-1].ino == after else 0
                 file = self._tree.file_map(ino)
+
+    def _files_behind(self, blob: Digest, ino: int) -> tuple[list[Resident], int]:
+        """The files behind ``ino`` that begin in a chunk, kept from looking ahead until they are stored."""
+        known = self._residents.get(blob)
+        if known is not None:
+            first, files, after = known
+            if first <= ino < after:
+                return (files if first == ino else [file for file in files if file.ino > ino]), after
+        files, after = self._tree.files_in(blob, ino + 1, ino + 1 + _MAX_NEIGHBOURS)
+        self._residents.put(blob, (ino, files, after), len(files) + 1)
+        return files, after
 
 
 def _skip_to(blob: Digest, blobs: Iterator[Digest]) -> bool:

@@ -6,8 +6,10 @@ in one request (a host that does not answer, or a page that is locked, see ``ker
 thread serve. A thread that was stuck finds that another one serves, and waits for its turn. So one slow blob does not
 stop everybody, and the usual case pays a counter for that.
 
-Waiting for a request begins with a busy-wait of ``_SPIN`` seconds, on machines with more than one processor: a program
-that walks a tree sends its next request within microseconds, and to be woken costs more than that.
+On machines with more than one processor, waiting for a request begins with work and with a busy-wait. While nobody
+waits for an answer, chunks that are wanted next are loaded, one between two looks at the queue (``kernel_content``).
+Then comes a busy-wait of ``_SPIN`` seconds: a program that walks a tree sends its next request within microseconds, and
+to be woken costs more than that.
 
 Requests lie in memory that outlives this process until they are answered (``flight``). So a session can also be taken
 over (``is_adopted``) from a server that is gone, see ``guardian``.
@@ -369,6 +371,8 @@ class Session:
         poll = self._poll()
         spin = _SPIN if len(os.sched_getaffinity(0)) > 1 else 0.0
         deadline = 0.0
+        may_load = False
+        load_next = self._content.load_next
         while (not self._ended or pending) and self._serving is worker:
             if pending:
                 number = pending.popleft()
@@ -383,6 +387,14 @@ class Session:
                     now = clock()
                     if deadline == 0.0:
                         deadline = now + spin
+                        may_load = spin > 0.0
+                    if may_load:
+                        worker.serial += 1
+                        worker.is_busy = True  # the host may not answer
+                        may_load = load_next()
+                        worker.is_busy = False
+                        deadline = clock() + spin
+                        continue
                     os.sched_yield()
                     if now >= deadline:
                         if any(ready == self._wake_read for ready, _ in poll.poll()) and not self._ended:
@@ -438,6 +450,7 @@ class Session:
             os.writev(self._fd, [header, *views])
         else:
             os.writev(self._fd, [header, b"".join(views)])
+        self._content.follow()
 
     def _send(self, reply: bytes) -> None:
         try:

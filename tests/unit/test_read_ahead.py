@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.forge import Forge, directory, put_file, regular
 
-from puzzlefs.blobs import VerifiedBlobs
+from puzzlefs.blobs import LoadBudget, VerifiedBlobs
 from puzzlefs.digest import Digest
 from puzzlefs.errors import IntegrityError
 from puzzlefs.image import Image, open_image
@@ -78,7 +78,9 @@ def server(image: Image, ahead: Recorder) -> ContentServer:
 
 
 def read(server: ContentServer, first: int, count: int, ino: int = _BIG) -> bytes:
-    return b"".join(server.read(ino, first * _CHUNK, count * _CHUNK, may_guess=False))
+    content = b"".join(server.read(ino, first * _CHUNK, count * _CHUNK, may_guess=False))
+    server.follow()
+    return content
 
 
 def digests(parts: list[FileChunk]) -> list[Digest]:
@@ -144,6 +146,70 @@ def test_a_read_of_very_many_pieces_asks_for_a_bounded_number_ahead(
     ahead.touched.clear()
     read(server, 2, 25)
     assert len([blob for blob in ahead.touched if blob in digests(parts[27:])]) <= 32
+
+
+# ---- when there is time
+
+
+def test_the_next_chunks_are_loaded_in_their_order(server: ContentServer, image: Image, parts: list[FileChunk]) -> None:
+    for first in (0, 1):
+        read(server, first, 1)
+    for number in range(2, 6):
+        assert not image.blobs.is_cached(digests(parts)[number])
+        assert server.load_next()
+        assert image.blobs.cached(digests(parts)[number], False) == bytes([number]) * _CHUNK
+    assert not server.load_next()
+    read(server, 2, 1)  # goes on from there
+    assert server.load_next()
+    assert [image.blobs.is_cached(blob) for blob in digests(parts)[:8]] == [True] * 7 + [False]
+
+
+def test_nothing_is_loaded_where_there_is_no_order(server: ContentServer, image: Image, parts: list[FileChunk]) -> None:
+    assert not server.load_next()
+    for first in (40, 10, 30):
+        read(server, first, 1)
+        assert not server.load_next()
+    assert sum(map(image.blobs.is_cached, digests(parts))) == 3
+
+
+def test_a_chunk_that_is_not_what_it_should_be_is_tried_once(
+    server: ContentServer, forge: Forge, image: Image, parts: list[FileChunk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_file(forge.blob_path(digests(parts)[2]), b"corrupt")
+    for first in (0, 1):
+        read(server, first, 1)
+    assert not server.load_next()
+    assert not image.blobs.is_cached(digests(parts)[2])
+    loads: list[Digest] = []
+    monkeypatch.setattr(image.blobs, "view_chunk", loads.append)
+    assert not server.load_next()
+    assert loads == []
+
+
+def test_who_reads_meanwhile_is_not_kept_waiting(
+    server: ContentServer, image: Image, parts: list[FileChunk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for first in (0, 1):
+        read(server, first, 1)
+    slow, reading, go_on = digests(parts)[2], threading.Event(), threading.Event()
+    real = image.blobs.view_chunk
+
+    def view_chunk(
+        digest: Digest, compressed: bool, offset: int, length: int, budget: LoadBudget | None = None
+    ) -> memoryview:
+        if digest == slow:
+            reading.set()
+            assert go_on.wait(_TIMEOUT)
+        return real(digest, compressed, offset, length, budget)
+
+    monkeypatch.setattr(image.blobs, "view_chunk", view_chunk)
+    loader = threading.Thread(target=server.load_next)
+    loader.start()
+    assert reading.wait(_TIMEOUT)
+    assert read(server, 30, 1) == bytes([30]) * _CHUNK
+    go_on.set()
+    loader.join(_TIMEOUT)
+    assert not loader.is_alive()
 
 
 # ---- how
