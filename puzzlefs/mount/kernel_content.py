@@ -39,7 +39,7 @@ Store = Callable[[int, int, memoryview], bool]
 PAGE_SIZE: Final = 4096
 
 _AHEAD: Final = 8
-"""Chunks that the host reads ahead where they are wanted in their order; twice those of one read, if that is more."""
+"""Chunks that the host reads ahead where they are wanted in their order; three times those of one read, if that is more."""
 _MAX_AHEAD: Final = 32
 _LOADED: Final = 4
 """Of those, how many are loaded and verified as soon as there is time."""
@@ -207,7 +207,7 @@ class ContentServer:
             if not _skip_to(last, _drained(coming)):
                 _skip_to(last, itertools.islice(self._stream, _MAX_SKIPPED))
             self._is_compressed = pieces[-1].compressed
-            distance = min(max(_AHEAD, 2 * len(pieces)), _MAX_AHEAD)
+            distance = min(max(_AHEAD, 3 * len(pieces)), _MAX_AHEAD)
             for blob in itertools.islice(self._stream, max(0, distance - len(coming))):
                 ahead.touch(blob)
                 coming.append(blob)
