@@ -39,7 +39,8 @@ Store = Callable[[int, int, memoryview], bool]
 PAGE_SIZE: Final = 4096
 
 _AHEAD: Final = 8
-"""Chunks that the host reads ahead where they are wanted in their order; three times those of one read, if that is more."""
+"""Chunks that the host reads ahead where they are wanted in their order; three times those of one read, if that is
+more."""
 _MAX_AHEAD: Final = 32
 _LOADED: Final = 4
 """Of those, how many are loaded and verified as soon as there is time."""
