@@ -20,8 +20,8 @@ server in user space knows anything. *Warm* is the same again at once. Measures:
     g++      chroot DIR g++ -c of a small file, with a tmpfs at /tmp (where the tree has it)
     memory   resident size of the server in MiB after find and tar, once, twice and three times (servers in user space)
 
-A contestant that takes longer than --patience seconds for a measure does it once only, and those that
-no goal refers to take part in one or two rounds. Memory does not scatter and is measured once.
+A contestant that takes longer than --patience seconds for a measure does it once only, and takes part in one or two
+rounds of measures in which no goal refers to it. Memory does not scatter and is measured once.
 
 Needs root (it mounts file systems and drops the caches of the whole machine). Contestants that are not installed are
 left out and named. $PEER_PUZZLEFS is the original's program, if there is one.
@@ -48,6 +48,20 @@ from measures import MEASURES, Tree, hash_seconds
 from tables import ratio_table, verdict_table
 
 _GENERATED = (10, 1_000_000)
+_ROUNDS_FOR_THE_TABLE = 2
+
+
+def rounds_of(who: Contestant, measure: str, rounds: int) -> range:
+    """The rounds in which a contestant is measured so: all, or a few that count where no goal refers to that.
+
+    The first round, number 0, only warms up.
+    """
+    if who.most_rounds is not None:
+        return range(min(who.most_rounds, rounds) + 1)
+    for goal in READING:
+        if who.name in (goal.mine, goal.peer) and goal.column.split()[0] == measure:
+            return range(rounds + 1)
+    return range(1, min(_ROUNDS_FOR_THE_TABLE, rounds) + 1)
 
 
 def measure_all(
@@ -62,7 +76,7 @@ def measure_all(
             for who in chosen:
                 if not who.takes_part(measure) or (who.name, measure) in slow:
                     continue
-                if who.most_rounds is not None and number > who.most_rounds:
+                if number not in rounds_of(who, measure, rounds):
                     continue
                 if measure == "memory" and not who.serves:
                     continue

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from contestants import contestants
 from figures import Figures, census, load, save
 from generated_image import generate
 from goals import BUILDING, READING, Goal, judge, judge_all
 from measures import hash_seconds
 from plots import MINE, bars, colour, lines
+from reading import rounds_of
 from report import document, stored_bytes, write_report
 from tables import about, ratio_table, shown, stored_table, tally, verdict_table
 
@@ -63,6 +65,23 @@ def test_there_is_no_verdict_about_what_was_not_measured(goal: Goal) -> None:
 def test_goals_are_told_apart_by_their_titles_and_texts() -> None:
     for goals in (READING, BUILDING):
         assert len({(goal.title, goal.text) for goal in goals}) == len(goals)
+
+
+@pytest.mark.parametrize(
+    ("name", "measure", "rounds"),
+    [
+        ("puzzlefs", "tar", range(6)),
+        ("ext4", "tar", range(6)),
+        ("ext4", "file", range(1, 3)),
+        ("squashfuse_ll", "tar", range(1, 3)),
+        ("squashfuse_ll", "g++", range(6)),
+        ("squashfs", "find", range(1, 3)),
+        ("puzzlefs pyfuse3", "tar", range(2)),
+    ],
+)
+def test_who_is_not_compared_takes_part_in_few_rounds(name: str, measure: str, rounds: range) -> None:
+    (who,) = (who for who in contestants() if who.name == name)
+    assert rounds_of(who, measure, 5) == rounds
 
 
 def test_the_verdict_table_shows_goal_ratio_and_medians() -> None:
