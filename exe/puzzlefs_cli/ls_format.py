@@ -166,12 +166,13 @@ def columns(names: Sequence[str], widths: Sequence[int], line_width: int) -> lis
         line_width: columns of the terminal.
     """
     count = len(names)
-    for number in range(min(count, max(1, line_width // _MIN_COLUMN)), 0, -1):
+    for number in range(min(count, max(1, -(-line_width // _MIN_COLUMN))), 0, -1):
         rows = -(-count // number)
-        used = -(-count // rows)
         tops = range(0, count, rows)
-        wide = [max(widths[top : top + rows]) + (_MIN_GAP if index < used - 1 else 0) for index, top in enumerate(tops)]
-        if number == 1 or sum(wide) < line_width:
+        gaps = [_MIN_GAP if index < number - 1 else 0 for index in range(len(tops))]
+        wide = [max(_MIN_COLUMN, max(widths[top : top + rows]) + gap) for top, gap in zip(tops, gaps, strict=True)]
+        room = sum(wide) + _MIN_COLUMN * (number - len(wide))  # as GNU ls counts: also columns that stay empty
+        if number == 1 or room < line_width or room == _MIN_COLUMN * number:
             break
     else:
         return []

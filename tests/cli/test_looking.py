@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from generated_image import generate
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import forge as f
 from support import trees
@@ -231,6 +231,8 @@ _NAME = st.text(st.sampled_from("abcxyz.-"), min_size=1, max_size=30).filter(lam
 
 
 @settings(max_examples=40, deadline=None)
+@example(names={"-", "a", "aa", "aaa", "b"}, width=17)  # the last column counts for three, however narrow it is
+@example(names={"a", "b"}, width=5)  # and if all columns count for three, for nothing
 @given(names=st.sets(_NAME, min_size=1, max_size=60), width=st.integers(1, 150))
 def test_columns_are_those_of_gnu_ls(names: set[str], width: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
