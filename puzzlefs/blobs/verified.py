@@ -232,9 +232,7 @@ class VerifiedBlobs:
             if cached is not None and cached[0] == compressed:
                 content = cached[1]
             else:
-                loaded = self._load(digest, compressed)
-                if self.on_verified is not None and loaded is not None:
-                    self.on_verified(digest)
+                loaded = self.load(digest, compressed)
                 if loaded is None:
                     return memoryview(self._read_in_place(digest, offset, length, budget or LoadBudget(_UNBOUNDED)))
                 content = loaded
@@ -316,10 +314,12 @@ class VerifiedBlobs:
         """The layout that is read from."""
         return self._layout
 
-    # ---- inside
+    def load(self, digest: Digest, compressed: bool) -> bytes | None:
+        """The content of a chunk, read and verified now and kept in memory for a while; raises as ``view_chunk``.
 
-    def _load(self, digest: Digest, compressed: bool) -> bytes | None:
-        """The content of a chunk, kept in the cache; ``None`` for a raw blob that is too large for that."""
+        Returns:
+            ``None`` for a raw blob that is too large to be in memory; that has not been read.
+        """
         content = self._read_quickly(digest)
         if content is None:
             if not compressed:
@@ -331,7 +331,11 @@ class VerifiedBlobs:
         if compressed:
             content = decompress_chunk(content, limit=MAX_CHUNK_CONTENT)
         self._contents.put(digest, (compressed, content), len(content) + _ITEM_SIZE)
+        if self.on_verified is not None:
+            self.on_verified(digest)
         return content
+
+    # ---- inside
 
     def _read_quickly(self, digest: Digest) -> bytes | None:
         """A blob of the usual kind in as few system calls as can be; ``None`` if ``read`` has to look into it."""

@@ -43,7 +43,9 @@ _AHEAD: Final = 8
 more."""
 _MAX_AHEAD: Final = 32
 _LOADED: Final = 4
-"""Of those, how many are loaded and verified as soon as there is time."""
+"""Of those, how many are loaded and verified as soon as there is time, one time each."""
+_MAX_LOADED: Final = 1 << 20
+"""Bytes of content that so many chunks may have each; larger ones would push one another out of memory."""
 _BEHIND: Final = 8
 """Chunks of the same file behind one that was wanted out of order that the host reads."""
 _MAX_SKIPPED: Final = 64
@@ -78,6 +80,7 @@ class ContentServer:
         self._guessing = threading.Lock()
         self._pushed: OrderedDict[Digest, int] = OrderedDict()
         self._coming: deque[Digest] = deque()
+        self._to_load: deque[Digest] = deque()
         self._unfollowed: tuple[int, int, Sequence[Piece]] | None = None
         self._is_compressed = False
         self._residents: WeightedLru[Digest, tuple[int, list[Resident], int]] = WeightedLru(_MAX_RESIDENTS)
@@ -105,9 +108,10 @@ class ContentServer:
         guesses = (is_fresh or offset == 0 or ino > self._pushed.get(last.blob, ino)) and self._guessing.acquire(False)
         try:
             if guesses and is_fresh:
-                for piece in plan.pieces[1:]:
-                    self._ahead.touch(piece.blob)
-                self._unfollowed = ino, offset + size, plan.pieces
+                with contextlib.suppress(MemoryError):
+                    for piece in plan.pieces[1:]:
+                        self._ahead.touch(piece.blob)
+                    self._unfollowed = ino, offset + size, plan.pieces
             views = operations.views(ino, plan)
             if guesses and may_guess:
                 with contextlib.suppress(MemoryError):
@@ -141,12 +145,15 @@ class ContentServer:
         if not self._guessing.acquire(False):
             return False
         try:
-            for blob in itertools.islice(self._coming, _LOADED):
+            while self._to_load:
+                blob = self._to_load.popleft()
                 if not self._blobs.is_cached(blob):
-                    self._blobs.view_chunk(blob, self._is_compressed, 0, 0)
-                    return True
+                    content = self._blobs.load(blob, self._is_compressed)
+                    if content is not None and len(content) <= _MAX_LOADED:
+                        return True
+                    self._to_load.clear()
         except (PuzzlefsError, MemoryError):
-            self._coming.clear()  # it would be tried again and again
+            self._to_load.clear()
         finally:
             self._guessing.release()
         return False
@@ -212,12 +219,14 @@ class ContentServer:
             for blob in itertools.islice(self._stream, max(0, distance - len(coming))):
                 ahead.touch(blob)
                 coming.append(blob)
+            self._to_load = deque(itertools.islice(coming, _LOADED))
             self._expected = None
         else:
             stream = self._blobs_after(ino, stop, last)
             self._expected = next(stream, None)
             self._stream = itertools.chain((self._expected,) if self._expected else (), stream)
             coming.clear()
+            self._to_load.clear()
             self._touch_behind(ino, stop)
 
     def _touch_behind(self, ino: int, stop: int) -> None:

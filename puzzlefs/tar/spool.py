@@ -64,7 +64,9 @@ class Archive:
         self._buffer = memoryview(bytearray(_WINDOW))
         self._start = self._stop = 0
         self._spool: BinaryIO | None = None
-        self._stream: ByteStream = cast("ByteStream", source)
+        self._stream: ByteStream = (
+            _OneRead(source) if isinstance(source, io.BufferedIOBase) else cast("ByteStream", source)
+        )
         self._fd = -1
         self._offset = 0
         self._identity = b""
@@ -90,8 +92,6 @@ class Archive:
             elif stat.S_ISFIFO(status.st_mode):
                 with contextlib.suppress(OSError):  # this user may not have so large ones
                     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _WINDOW)
-        if isinstance(source, io.BufferedIOBase):
-            self._stream = _OneRead(source)
         count = self._receive()
         if not count:
             raise self._empty()

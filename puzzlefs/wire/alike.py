@@ -16,10 +16,7 @@ from typing import Final
 
 from puzzlefs.digest import SHA256_SIZE, Digest
 from puzzlefs.model import InodeTable, Kind, RegularFile
-from puzzlefs.wire.pointers import (
-    FAR,
-    OFFSET_MASK,
-)
+from puzzlefs.wire.pointers import FAR, OFFSET_MASK
 from puzzlefs.wire.quick import DATA, LIST_MASK, RECORDS, STRUCT_MASK, Part, QuickLook, UnusualError
 from puzzlefs.wire.shapes import (
     BLOB_REF_SHAPE,

@@ -55,7 +55,6 @@ _INODE_DATA_WITH_MTIME = 4
 _inode = struct.Struct("<QHHII4xQQ")
 _inode_with_mtime = struct.Struct("<QHHII4xqQQ")
 
-
 _device = struct.Struct("<QQ")
 _blob_ref = struct.Struct("<QQQ32s")
 # The chunk list of a file of one chunk: tag, element, BlobRef (its struct follows at once), digest.

@@ -20,14 +20,7 @@ from typing import Final
 from puzzlefs.digest import SHA256_SIZE, Digest
 from puzzlefs.model import MAX_FILE_SIZE, NO_OWNER, BlobRef, FileChunk, Glance, Kind, Resident
 from puzzlefs.wire.message import Message
-from puzzlefs.wire.pointers import (
-    BYTES,
-    COMPOSITE,
-    FAR,
-    LIST,
-    OFFSET_MASK,
-    OFFSET_SIGN,
-)
+from puzzlefs.wire.pointers import BYTES, COMPOSITE, FAR, LIST, OFFSET_MASK, OFFSET_SIGN
 from puzzlefs.wire.shapes import FORWARD_MASK, ONE_CHUNK_SHAPE, ONE_CHUNK_TAG
 
 _MAX_CHUNKS: Final = 64
@@ -40,7 +33,6 @@ STRUCT_MASK: Final = OFFSET_SIGN << 2 | 3
 LIST_MASK: Final = 7 << 32 | STRUCT_MASK
 RECORDS: Final = COMPOSITE << 32 | LIST
 DATA: Final = BYTES << 32 | LIST
-
 
 _LIVE_KINDS: Final = {int(kind): kind for kind in Kind if kind not in (Kind.UNKNOWN, Kind.WHITEOUT)}
 _REGULAR: Final = int(Kind.REGULAR)

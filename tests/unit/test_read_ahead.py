@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.forge import Forge, directory, put_file, regular
 
-from puzzlefs.blobs import LoadBudget, VerifiedBlobs
+from puzzlefs.blobs import VerifiedBlobs
 from puzzlefs.digest import Digest
 from puzzlefs.errors import IntegrityError
 from puzzlefs.image import Image, open_image
@@ -181,9 +181,25 @@ def test_a_chunk_that_is_not_what_it_should_be_is_tried_once(
     assert not server.load_next()
     assert not image.blobs.is_cached(digests(parts)[2])
     loads: list[Digest] = []
-    monkeypatch.setattr(image.blobs, "view_chunk", loads.append)
+    monkeypatch.setattr(image.blobs, "load", lambda digest, _compressed: loads.append(digest))
     assert not server.load_next()
     assert loads == []
+
+
+@pytest.mark.parametrize(("size", "loaded"), [(3 << 20, 1), (5 << 20, 0)])
+def test_large_chunks_are_not_loaded_over_and_over(tmp_path: Path, size: int, loaded: int) -> None:
+    """Four of them are more than is kept in memory, or each of them is: loading would never end."""
+    forge = Forge(tmp_path / "layout")
+    parts = [forge.chunk(bytes([number]) * size) for number in range(6)]
+    with open_image(forge.image([directory(1, {b"big": _BIG}), regular(_BIG, *parts)])) as image:
+        server = ContentServer(Operations(image), lambda *_: False, lambda: (), Recorder(image.blobs))
+        for first in (0, 1):
+            server.read(_BIG, first * size, 4096, may_guess=False)
+            server.follow()
+        verified: list[Digest] = []
+        image.blobs.on_verified = verified.append
+        assert not any(server.load_next() for _ in range(20))
+        assert verified == digests(parts)[2 : 2 + loaded]
 
 
 def test_who_reads_meanwhile_is_not_kept_waiting(
@@ -192,17 +208,15 @@ def test_who_reads_meanwhile_is_not_kept_waiting(
     for first in (0, 1):
         read(server, first, 1)
     slow, reading, go_on = digests(parts)[2], threading.Event(), threading.Event()
-    real = image.blobs.view_chunk
+    real = image.blobs.load
 
-    def view_chunk(
-        digest: Digest, compressed: bool, offset: int, length: int, budget: LoadBudget | None = None
-    ) -> memoryview:
+    def load(digest: Digest, compressed: bool) -> bytes | None:
         if digest == slow:
             reading.set()
             assert go_on.wait(_TIMEOUT)
-        return real(digest, compressed, offset, length, budget)
+        return real(digest, compressed)
 
-    monkeypatch.setattr(image.blobs, "view_chunk", view_chunk)
+    monkeypatch.setattr(image.blobs, "load", load)
     loader = threading.Thread(target=server.load_next)
     loader.start()
     assert reading.wait(_TIMEOUT)
