@@ -25,6 +25,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -241,7 +242,7 @@ def mounted_measures(directory: Path, references: dict[str, str], rounds: int) -
         for contestant, reference in references.items():
             for name, words in actions.items():
                 words = [*words, reference, str(point)] if name == "mount" else words
-                seconds = _timed(lambda words=words: subprocess.run(words, check=True, capture_output=True))  # type: ignore[misc]
+                seconds = _timed(partial(subprocess.run, words, check=True, capture_output=True))
                 if number:
                     values[name][contestant].append(seconds)
             subprocess.run([*command, "umount", str(point)], check=True)

@@ -422,8 +422,12 @@ def _use(operations: Operations) -> list[Result]:
             request(partial(action, ino))
         request(partial(operations.listxattr, ino, privileged=True))
     request(operations.totals)
+
+    def read(ino: int) -> bytes:
+        return operations.fetch(ino, operations.plan(ino, 0, 4096))
+
     for ino in (2, 4):
-        request(lambda ino=ino: operations.fetch(ino, operations.plan(ino, 0, 4096)))  # type: ignore[misc]
+        request(partial(read, ino))
     operations._tree.readlink = lambda ino: 1 // 0  # type: ignore[method-assign]
     request(lambda: operations.readlink(3))
     return results
