@@ -73,6 +73,7 @@ class Answers:
         self._tree = operations.image.tree
         self._listings = Listings(operations, _VALID)
         self.table: Final[Mapping[int, Answer]] = MappingProxyType(self._table())
+        self.prepare: Final = self._listings.prepare
 
     def _table(self) -> dict[int, Answer]:
         def refusal(number: int) -> Answer:

@@ -164,7 +164,9 @@ class Session:
         self._mounting = mounting
         self._mount = mount
         self._fd = mount.fd
-        self._answers = Answers(mounting.operations).table
+        answers = Answers(mounting.operations)
+        self._answers = answers.table
+        self._prepare = answers.prepare
         self._ahead = ReadAhead(mounting.operations.image.blobs)
         self._content = ContentServer(mounting.operations, self._store, self._take_ahead, self._ahead)
         self._slots = flight.workers
@@ -376,7 +378,7 @@ class Session:
         spin = _SPIN if may_spin else 0.0
         idle_since = deadline = 0.0
         may_load = False
-        load_next = self._content.load_next
+        prepare, load_next = self._prepare, self._content.load_next
         while (not self._ended or pending) and self._serving is worker:
             if pending:
                 number = pending.popleft()
@@ -396,7 +398,7 @@ class Session:
                     if may_load:
                         worker.serial += 1
                         worker.is_busy = True  # the host may not answer
-                        may_load = load_next()
+                        may_load = prepare() or load_next()
                         worker.is_busy = False
                         deadline = clock() + spin
                         continue

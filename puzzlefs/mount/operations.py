@@ -116,8 +116,12 @@ class Operations:
 
     # ---- directories
 
-    def entries(self, ino: int) -> Sequence[Entry]:
+    def entries(self, ino: int, *, is_asked_for: bool = True) -> Sequence[Entry]:
         """The entries of a directory, without ``.`` and ``..``; the same sequence at every call.
+
+        Args:
+            ino: the directory.
+            is_asked_for: whether it is to be reported if this fails.
 
         Raises:
             RequestError: if it is no directory, or malformed.
@@ -125,6 +129,8 @@ class Operations:
         try:
             return self._tree.entries(ino)
         except Exception as error:
+            if not is_asked_for:
+                raise RequestError(errno_of(error)) from error
             raise self._failed("listing of", ino, error) from error
 
     def entry_attributes(self, parent: int, entry: Entry) -> Attributes | None:
@@ -141,8 +147,12 @@ class Operations:
         self._names.remember(parent, entry)
         return attributes
 
-    def listed(self, parent: int, entries: Sequence[Entry]) -> list[Attributes | None]:
-        """``entry_attributes`` of many entries of one directory."""
+    def listed(self, parent: int, entries: Sequence[Entry], *, is_asked_for: bool = True) -> list[Attributes | None]:
+        """``entry_attributes`` of many entries of one directory.
+
+        Raises:
+            RequestError: if it is not asked for yet and an entry is malformed, which is not reported then.
+        """
         tree = self._tree
         found: list[Attributes | None] = []
         for entry in entries:
@@ -151,7 +161,9 @@ class Operations:
                     tree.check_entry(parent, entry)
                     self._names.remember(parent, entry)
                 found.append(tree.attributes(entry.ino))
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
+                if not is_asked_for:
+                    raise RequestError(errno_of(error)) from error
                 self.errors.report("listing of", parent, error, entry.name)
                 found.append(None)
         self._names.remember_listing(parent)
