@@ -350,6 +350,10 @@ class _Guardian:
             )
             self._server = None
             self._ended = True
+        elif self._mount.is_gone():
+            log.error("the server (process %d) %s; it had nothing to serve any more", server.pid, server.reason())
+            self._server = None
+            self._ended = True
         else:
             log.error("the server (process %d) %s; another one takes over", server.pid, server.reason())
             if not server.is_ready:

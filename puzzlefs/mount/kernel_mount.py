@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -70,6 +71,12 @@ class KernelMount:
     def device(self) -> str:
         """``major:minor`` of what is mounted; empty if it is not there any more, or was never."""
         return "" if self._mount is None else self._mount.device
+
+    def is_gone(self) -> bool:
+        """Whether the kernel has ended the session: it is unmounted everywhere, and will ask for nothing more."""
+        poll = select.poll()
+        poll.register(self.fd, 0)
+        return bool(poll.poll(0))  # POLLERR, which is told in any case (fuse_dev_poll in fs/fuse/dev.c)
 
     def unmount(self) -> None:
         """Take the mount away if it is still there; programs that use it lose it. Calling it twice is fine.

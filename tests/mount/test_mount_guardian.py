@@ -234,6 +234,22 @@ def test_a_request_that_kills_every_server_is_refused(odd: Built, point: Path, k
         assert 1 < mount_status(point).restarts < 20
 
 
+_FAILING_IN_THE_END = """
+from puzzlefs.mount import kernel_engine
+original = kernel_engine.Session.leave
+def leave(self):
+    raise OSError(5, "the end goes wrong")
+kernel_engine.Session.leave = leave
+"""
+
+
+def test_a_server_that_fails_in_the_end_is_not_replaced(odd: Built, point: Path) -> None:
+    with _library(odd.image("v3"), point, _FAILING_IN_THE_END) as process:
+        os.listdir(point)
+        run_puzzlefs("umount", point)
+        assert process.wait(_DEADLINE) == 0
+
+
 # ---- another version of the program
 
 
