@@ -65,6 +65,7 @@ class ChunkPipeline:
         workers: int,
         processes: bool = False,
         progress: Callable[[int], None] | None = None,
+        meanwhile: Callable[[], bool] | None = None,
     ) -> None:
         """A pipeline that appends to ``stream`` and writes to ``writer``.
 
@@ -74,11 +75,13 @@ class ChunkPipeline:
             workers: how many, at least 1.
             processes: whether they are processes, which ``can_fork`` must allow, or threads.
             progress: called in the owner's thread with ``bytes_done``.
+            meanwhile: a bit of other work that the owner has, done while a chunk is waited for; whether there is more.
         """
         self.verity: dict[Digest, VerityDigest] = {}
         self.bytes_done = 0
         self._stream = stream
         self._progress = progress
+        self._meanwhile = meanwhile
         make_store = partial(ChunkStore, version=version, storage=storage)
         self._store = make_store(writer)
         self._workers: Workers
@@ -174,6 +177,9 @@ class ChunkPipeline:
             self._collect()
 
     def _collect(self) -> None:
+        while self._meanwhile is not None and not self._batches[0].outcome.done():
+            if not self._meanwhile():
+                self._meanwhile = None
         batch = self._batches.popleft()
         stored = batch.outcome.result()
         chunks = stored.chunks

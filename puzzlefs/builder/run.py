@@ -1,4 +1,4 @@
-"""The build itself: scan, stream, chunks, metadata, tag.
+"""The build itself: scan, stream, chunks, metadata, tag. Of a first build, the scan goes on while chunks are stored.
 
 The tag is moved last, after everything that the image consists of is on disk; whatever goes wrong before
 leaves the layout's older images as they were. The same tree gives the same bytes, from any path and with any
@@ -18,10 +18,10 @@ from puzzlefs.builder.cache import BuildCache, clock_ns
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.finish import finish_image
 from puzzlefs.builder.pipeline import ChunkPipeline
-from puzzlefs.builder.processes import is_worth_processes
+from puzzlefs.builder.processes import WORTH_PROCESSES, is_worth_processes
 from puzzlefs.builder.report import BuildReport, Progress
 from puzzlefs.builder.reuse import Reuse
-from puzzlefs.builder.scan import scan
+from puzzlefs.builder.scan import ScannedTree, TreeScan
 from puzzlefs.builder.source import SourceTree
 from puzzlefs.builder.storage import StorageOptions, storage_of
 from puzzlefs.builder.stream import StreamCutter, StreamReader
@@ -121,21 +121,24 @@ def build(
             Layout.open_or_create(reference.layout, dialect_of(format_version)) as layout,
             BlobWriter(layout, check_existing=check_existing) as writer,
         ):
-            found = scan(
+            walk = TreeScan(
                 tree,
                 stream,
                 mtime_of=mtime_of,
                 cross_mounts=cross_mounts,
                 without_xattrs=frozenset() if old is None or verify_cache else old.without_xattrs(),
-                progress=lambda inodes: report(Progress("scan", inodes, 0, 0)),
             )
-            inodes, total = len(found.inodes), stream.size
+            # Where nothing is known, storing begins when there is enough to store; the rest is looked at meanwhile.
+            while (old is not None or stream.size < WORTH_PROCESSES) and walk.step():
+                report(Progress("scan", walk.entries, 0, 0))
 
-            def reported(image: CommittedImage, chunks: int, new_chunks: int, bytes_read: int) -> BuildReport:
+            def reported(
+                found: ScannedTree, image: CommittedImage, chunks: int, new_chunks: int, bytes_read: int
+            ) -> BuildReport:
                 return BuildReport(
                     digest=image.verity,
-                    inodes=inodes,
-                    content_size=total,
+                    inodes=len(found.inodes),
+                    content_size=stream.size,
                     bytes_read=bytes_read,
                     chunks=chunks,
                     new_chunks=new_chunks,
@@ -145,33 +148,40 @@ def build(
                     has_pyc=found.has_pyc,
                 )
 
+            def stored_so_far(size: int) -> None:
+                report(Progress("chunks", walk.entries, size, stream.size if walk.is_finished else 0))
+
             if memory is not None and old is not None and not verify_cache:
+                found = walk.found()
                 is_same = old.image.version == format_version and old.is_of(found)
                 if is_same and commit_again(layout, reference.tag, old.image, old.blobs(), writer):
                     memory.keep()
-                    return reported(old.image, len(old.lengths), 0, 0)
-            reuse = None if old is None else Reuse(old, found.files, writer, cut_at_files=stored.cut_at_files)
+                    return reported(found, old.image, len(old.lengths), 0, 0)
+            reuse = None if old is None else Reuse(old, walk.files, writer, cut_at_files=stored.cut_at_files)
             with ChunkPipeline(
                 stream,
                 writer,
                 version=format_version,
                 storage=stored,
                 workers=count,
-                processes=reuse is None and is_worth_processes(total),
-                progress=lambda done: report(Progress("chunks", inodes, done, total)),
+                processes=reuse is None and is_worth_processes(stream.size),
+                progress=stored_so_far,
+                meanwhile=walk.step,
             ) as pipeline:
                 cutter = StreamCutter(cutter_of, pipeline)
                 reader = StreamReader(
                     tree,
-                    found.files,
+                    walk.files,
                     cutter,
                     None if verify_cache else reuse,
                     cut_at_files=stored.cut_at_files,
+                    look_further=walk.step,
                 )
                 reader.run()
                 pipeline.finish()
             if verify_cache and reuse is not None and memory is not None:
                 reuse.check(stream, pipeline.verity, f"the build cache {memory.path}")
+            found = walk.found()
             image, new_chunks = finish_image(
                 layout,
                 reference.tag,
@@ -185,7 +195,7 @@ def build(
             )
         if memory is not None:
             memory.save(found, stream, pipeline.verity, image, began_ns)
-        return reported(image, len(pipeline.verity), new_chunks, reader.bytes_read)
+        return reported(found, image, len(pipeline.verity), new_chunks, reader.bytes_read)
 
 
 def mtime_rule(timestamps: Timestamps, clamp_ns: int | None) -> Callable[[int], int | None]:

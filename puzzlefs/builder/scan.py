@@ -126,7 +126,11 @@ def scan(
     Raises:
         SourceError: if something cannot be read, or changes meanwhile; it names what.
     """
-    return _Scan(tree, stream, mtime_of, cross_mounts, without_xattrs, progress).run()
+    walk = TreeScan(tree, stream, mtime_of=mtime_of, cross_mounts=cross_mounts, without_xattrs=without_xattrs)
+    while walk.step():
+        if progress is not None:
+            progress(walk.entries)
+    return walk.found()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,39 +143,61 @@ class _Visit:
     index: int
 
 
-class _Scan:
+class TreeScan:
+    """A scan that is done a directory at a time, for whoever has something else to do meanwhile."""
+
     def __init__(
         self,
         tree: SourceTree,
         stream: FileStream,
+        *,
         mtime_of: Callable[[int], int | None],
-        cross_mounts: bool,
-        without_xattrs: Container[bytes],
-        progress: Callable[[int], None] | None,
+        cross_mounts: bool = False,
+        without_xattrs: Container[bytes] = frozenset(),
     ) -> None:
+        """A scan that has looked at the root alone; see ``scan``, also for the exceptions."""
         self._tree = tree
         self._stream = stream
         self._mtime_of = mtime_of
         self._cross_mounts = cross_mounts
         self._without_xattrs = without_xattrs
-        self._progress = progress
         self._found = ScannedTree([], [], [], False, b"")
         self._facts: list[object] = []
         self._linked: dict[tuple[int, int], int] = {}
         self._next_ino = ROOT_INO
-        self._device = 0
         self._has_pyc = False
-
-    def run(self) -> ScannedTree:
-        top = self._tree.top
-        status = os.fstat(self._tree.fd)
+        top = tree.top
+        status = os.fstat(tree.fd)
         self._device = status.st_dev
-        self._add(self._take_number(), status, Directory(()), xattrs_of(self._tree, self._tree.fd, top, b""), b"")
-        stack = [_Visit(top, status.st_dev, status.st_ino, 0)]
-        while stack:
-            stack += reversed(self._visit(stack.pop()))
-            if self._progress is not None:
-                self._progress(self._next_ino - ROOT_INO)
+        self._add(self._take_number(), status, Directory(()), xattrs_of(tree, tree.fd, top, b""), b"")
+        self._to_visit = [_Visit(top, status.st_dev, status.st_ino, 0)]
+
+    @property
+    def files(self) -> list[SourceFile]:
+        """The files of the stream that were met so far, in its order."""
+        return self._found.files
+
+    @property
+    def entries(self) -> int:
+        """How many entries were met so far."""
+        return self._next_ino - ROOT_INO
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything was looked at."""
+        return not self._to_visit
+
+    def step(self) -> bool:
+        """Look into one more directory; whether there was one left. Raises as ``scan``."""
+        if not self._to_visit:
+            return False
+        self._to_visit += reversed(self._visit(self._to_visit.pop()))
+        return True
+
+    def found(self) -> ScannedTree:
+        """What the whole scan found; it must be finished."""
+        if not self.is_finished:
+            raise RuntimeError("there are directories that were not looked at")
         # Format 2 of marshal: what it makes of a value does not depend on who else refers to it.
         fingerprint = hashlib.sha256(marshal.dumps(self._facts, 2)).digest()
         return replace(self._found, has_pyc=self._has_pyc, fingerprint=fingerprint)

@@ -24,7 +24,7 @@ import errno
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from puzzlefs.builder.pipeline import BUFFER_SIZE, ChunkPipeline
 from puzzlefs.builder.reuse import Reuse, ReusedChunks
@@ -33,6 +33,10 @@ from puzzlefs.builder.source import SourceTree
 from puzzlefs.chunking import LOOK_AHEAD, Chunker
 
 _BLOCK = 512
+
+
+def _nowhere() -> bool:
+    return False
 
 
 class StreamCutter:
@@ -163,10 +167,18 @@ class StreamReader:
         reuse: Reuse | None = None,
         *,
         cut_at_files: int = 0,
+        look_further: Callable[[], bool] = _nowhere,
     ) -> None:
         """A reader of ``files``, in their order; what ``reuse`` knows is not read.
 
-        Files of ``cut_at_files`` bytes or more, if it is not 0, have borders.
+        Args:
+            tree: where they are.
+            files: the files.
+            cutter: takes their content.
+            reuse: what is known.
+            cut_at_files: files of so many bytes or more, if it is not 0, have borders.
+            look_further: called when all of ``files`` are read: looks for more, and says whether there may be some. All
+                must be there from the beginning with ``reuse``.
         """
         self.bytes_read = 0
         self._tree = tree
@@ -174,7 +186,8 @@ class StreamReader:
         self._cutter = cutter
         self._reuse = reuse
         self._cut_at_files = cut_at_files
-        self._starts = list(accumulate((file.size for file in files), initial=0))
+        self._look_further = look_further
+        self._starts = [0]
 
     def run(self) -> None:
         """Append the content of all files to the stream, and end it.
@@ -183,9 +196,8 @@ class StreamReader:
             SourceError: if a file cannot be read, is not what was scanned, or changes; it names the file.
             StorageError: if a chunk cannot be stored.
         """
-        size = self._starts[-1]
         position = self._skip(0)
-        while position < size:
+        while position < (size := self._size()) or self._look_further():
             goal = None if self._reuse is None else self._reuse.next_after(position)
             if goal is None:  # nothing that follows is known
                 self._reuse = None
@@ -196,6 +208,13 @@ class StreamReader:
                 if cut is not None:
                     position = self._skip(cut)
         self._cutter.finish()
+
+    def _size(self) -> int:
+        """How long the stream of the files is that there are by now."""
+        starts = self._starts
+        sizes = (file.size for file in islice(self._files, len(starts) - 1, None))
+        starts += islice(accumulate(sizes, initial=starts[-1]), 1, None)
+        return starts[-1]
 
     def _skip(self, position: int) -> int:
         """Take over what is known from a cut at ``position`` on; where that ends."""

@@ -9,7 +9,8 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import pytest
 from support import trees
 
 from puzzlefs.builder import Progress, build
+from puzzlefs.builder.describe import content_of
+from puzzlefs.builder.scan import TreeScan
+from puzzlefs.builder.store import ChunkStore
 from puzzlefs.errors import InvalidArgumentError, NotFoundError, SourceError
 from puzzlefs.image import open_image
 from puzzlefs.model import ROOT_INO, RegularFile
@@ -57,6 +61,31 @@ def files_of(layout: Path) -> dict[str, bytes]:
     return {str(path.relative_to(layout)): path.read_bytes() for path in layout.rglob("*") if path.is_file()}
 
 
+def _after(seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(seconds)
+        return call(*args, **kwargs)
+
+    return slowly
+
+
+def _noting(callers: list[str], call: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*args: Any) -> Any:
+        callers.append(sys._getframe(1).f_code.co_name)
+        return call(*args)
+
+    return noted
+
+
+def _failing_at(wanted: bytes, call: Callable[..., Any]) -> Callable[..., Any]:
+    def failing(tree: Any, fd: int, directory: Any, name: bytes, *args: Any) -> Any:
+        if name == wanted:
+            raise PermissionError(13, "Permission denied")
+        return call(tree, fd, directory, name, *args)
+
+    return failing
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("source") / "root")
@@ -73,6 +102,43 @@ class TestSameBytes:
             layouts.append(files_of(place))
         assert layouts[0] == layouts[1] == layouts[2]
         assert len(layouts[0]) > 10
+
+    @pytest.mark.parametrize("enough", [1, 2_000_000, 3_100_000])
+    @pytest.mark.parametrize("storing", ["slow", "quick"])
+    def test_however_much_is_looked_at_before_storing_begins(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: int, storing: str
+    ) -> None:
+        expected = build(source, f"{tmp_path / 'expected'}:tag")
+        looked: list[str] = []
+        if storing == "slow":
+            monkeypatch.setattr(ChunkStore, "store", _after(0.02, ChunkStore.store))
+            monkeypatch.setattr("puzzlefs.builder.pipeline._MAX_BUFFERS", 2)  # so that one is waited for
+            monkeypatch.setattr(TreeScan, "step", _noting(looked, TreeScan.step))
+        monkeypatch.setattr("puzzlefs.builder.run.WORTH_PROCESSES", enough)
+        told: list[Progress] = []
+        report = build(source, f"{tmp_path / 'other'}:tag", progress=told.append)
+        assert files_of(tmp_path / "other") == files_of(tmp_path / "expected")
+        assert dataclasses.replace(report, seconds=0) == dataclasses.replace(expected, seconds=0)
+        stages = [progress.stage for progress in told]
+        assert stages == sorted(stages, key=("scan", "chunks", "commit").index)
+        assert told[-1].bytes_done == told[-1].bytes_total == report.content_size
+        assert {progress.bytes_total for progress in told} == {0, report.content_size}
+        if storing == "slow" and enough == 1:
+            assert "_collect" in looked  # while a buffer was waited for
+
+    def test_what_is_found_too_late_leaves_nothing_behind(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        layout = tmp_path / "layout"
+        build(source, f"{layout}:tag")
+        before = files_of(layout)
+        root = fill(tmp_path / "other")
+        (root / "a" / "noise").write_bytes(random.Random(2).randbytes(1_500_000))
+        monkeypatch.setattr("puzzlefs.builder.run.WORTH_PROCESSES", 1)
+        monkeypatch.setattr("puzzlefs.builder.scan.content_of", _failing_at(b"100", content_of))
+        with pytest.raises(SourceError, match="many/100"):
+            build(root, f"{layout}:tag")
+        assert files_of(layout) == before
 
     def test_from_any_path_in_any_order_at_any_time(self, source: Path, tmp_path: Path) -> None:
         other = fill(tmp_path / "elsewhere" / "longer", backwards=True)
