@@ -16,7 +16,6 @@ from contestants import Contestant
 from measures import ONLY_COLD, RANDOM_READS, Tree, drop_caches, is_running, resident_mib, run, server_of, timed
 
 _PATIENCE_S = 60.0
-_PASSES = 3
 
 
 class Arena:
@@ -93,7 +92,7 @@ class Arena:
                 return {"ready": ready}
         with self.mounted(contestant) as (_, server):
             if measure == "memory":
-                return {} if server is None else self._memory(server)
+                return {} if server is None else self._memory(server, contestant.passes)
             drop_caches()
             cold = self._timed(measure)
             if measure == "random":
@@ -107,10 +106,10 @@ class Arena:
         with self.mounted(contestant, image) as (seconds, _):
             return seconds
 
-    def _memory(self, server: int) -> dict[str, float]:
+    def _memory(self, server: int, passes: int) -> dict[str, float]:
         """What the server holds after each of several passes, each of which has to ask it for everything."""
         result = {}
-        for number in range(1, _PASSES + 1):
+        for number in range(1, passes + 1):
             drop_caches()
             self._timed("find")
             self._timed("tar")

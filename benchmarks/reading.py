@@ -18,7 +18,8 @@ server in user space knows anything. *Warm* is the same again at once. Measures:
     random   reads of 4 KiB at random places of the largest file (shown as reads a second)
     python   chroot DIR python3 -c 'import ssl, json, asyncio'      (where the tree has it)
     g++      chroot DIR g++ -c of a small file, with a tmpfs at /tmp (where the tree has it)
-    memory   resident size of the server in MiB after find and tar, once, twice and three times (servers in user space)
+    memory   resident size of the server in MiB after find and tar (servers in user space); of puzzlefs also after two
+             and three times, because it is to stay the same
 
 A contestant that takes longer than --patience seconds for a measure does it once only, and takes part in one or two
 rounds of measures in which no goal refers to it. Memory does not scatter and is measured once.
