@@ -40,7 +40,10 @@ _CLASSES: Final = {
     "blank": " \t",
     "space": " \t\n\r\f\v",
 }
-_CLASS: Final = re.compile(r"\[:([a-z]+):\]")
+_CLASS: Final = re.compile(r"\[:([a-z]*):\]")
+_EQUIVALENCE: Final = re.compile(r"\[=(.)=\]", re.DOTALL)
+_NOTHING: Final = "(?!)"
+"""Matches nothing."""
 
 Names = Callable[[bytes], bool]
 """A test of a name or a path."""
@@ -130,44 +133,114 @@ def permissions(text: str) -> Numbers:
 
 
 def translate(pattern: str) -> str:
-    """A shell pattern as fnmatch(3) takes it, as a regular expression for the whole of a text.
+    """A shell pattern as fnmatch(3) takes it in the C locale, as a regular expression for the whole of a text.
 
-    Python's own patterns have neither backslashes nor ``[^…]`` nor ``[[:alpha:]]``: what they mean is put into others.
+    Python's own patterns have no backslashes, and of sets neither ``[^…]`` nor ``[[:alpha:]]`` nor ``[[.-.]]``. So sets
+    and what is escaped are translated here, and Python translates the rest, with a sign for each of those.
     """
+    signs = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in pattern)  # of private use
+    meanings: dict[str, str] = {}
     parts: list[str] = []
     position = 0
     while position < len(pattern):
         char = pattern[position]
-        if char == "\\" and position + 1 < len(pattern):
+        position += 1
+        if char == "\\":
+            if position == len(pattern):
+                return _NOTHING
+            meaning = re.escape(pattern[position])
             position += 1
-            parts.append(f"[{pattern[position]}]" if pattern[position] in "*?[" else pattern[position])
-        elif char == "[" and (end := _end_of_set(pattern, position)):
-            parts.append(_set(pattern[position + 1 : end]))
-            position = end
+        elif char == "[":
+            try:
+                meaning, position = _Set(pattern, position).translated()
+            except EOFError:  # the pattern ended before the set
+                meaning = r"\["
+            except ValueError:
+                return _NOTHING
         else:
-            parts.append("[[]" if char == "[" else char)
-        position += 1
-    return fnmatch.translate("".join(parts))
+            parts.append(char)
+            continue
+        sign = next(signs)
+        meanings[sign] = meaning
+        parts.append(sign)
+    return "".join([meanings.get(char, char) for char in fnmatch.translate("".join(parts))])
 
 
-def _end_of_set(pattern: str, start: int) -> int:
-    """Where the set that begins at ``start`` ends, 0 if it does not."""
-    position = start + 1
-    if pattern[position : position + 1] in ("!", "^"):
-        position += 1
-    if pattern[position : position + 1] == "]":
-        position += 1
-    while position < len(pattern) and pattern[position] != "]":
-        match = _CLASS.match(pattern, position)
-        position = match.end() if match else position + (2 if pattern[position] == "\\" else 1)
-    return position if position < len(pattern) else 0
+class _Set:
+    """A set in a pattern, ``[…]``, read as the C library reads it."""
 
+    def __init__(self, pattern: str, position: int) -> None:
+        """The set whose bracket is before ``position``."""
+        self._pattern = pattern
+        self._position = position
 
-def _set(inner: str) -> str:
-    negated = inner[:1] in ("!", "^")
-    inner = inner[1:] if negated else inner
-    inner = _CLASS.sub(lambda match: _CLASSES.get(match[1], ""), inner)
-    inner = re.sub(r"\\(.)", r"\1", inner)
-    if not negated and inner.startswith("!"):
-        inner = f"{inner[1:]}!" if len(inner) > 1 else "!"
-    return f"[{'!' if negated else ''}{inner}]"
+    def translated(self) -> tuple[str, int]:
+        """The regular expression for one character, and where the pattern goes on.
+
+        Raises:
+            EOFError: if the set does not end: then its bracket is a character like others.
+            ValueError: if it is such that the pattern matches nothing.
+        """
+        negated = self._next_is("!", "^")
+        items: list[str] = []
+        is_sound = True
+        is_first = True
+        while is_first or not self._next_is("]"):
+            is_first = False
+            item = self._item()
+            is_sound = is_sound and item is not None
+            if is_sound and item:
+                items.append(item)
+        if not negated:
+            return f"[{''.join(items)}]" if items else _NOTHING, self._position
+        if not is_sound:
+            return _NOTHING, self._position
+        return f"[^{''.join(items)}]" if items else ".", self._position
+
+    def _item(self) -> str | None:
+        """What comes next, as a part of a set of a regular expression; ``None`` for what ends the search in vain."""
+        match = _CLASS.match(self._pattern, self._position)
+        if match is not None:
+            self._position = match.end()
+            return _CLASSES.get(match[1])
+        match = _EQUIVALENCE.match(self._pattern, self._position)
+        if match is not None:
+            self._position = match.end()
+            return re.escape(match[1])
+        first = self._character()
+        if self._rest(1) != "-" or self._rest(2) == "-]":
+            return None if first is None else re.escape(first)
+        self._position += 1
+        last = self._character()
+        if first is None or last is None:
+            return None
+        return f"{re.escape(first)}-{re.escape(last)}" if first <= last else ""
+
+    def _character(self) -> str | None:
+        """A character, by itself, escaped, or as ``[.x.]``; ``None`` for a longer name, which the C locale has not."""
+        char = self._rest(1)
+        if not char:
+            raise EOFError
+        self._position += 1
+        if char == "\\":
+            char = self._rest(1)
+            if not char:
+                raise ValueError
+            self._position += 1
+        elif char == "[" and self._next_is("."):
+            end = self._pattern.find(".]", self._position)
+            if end < 0:
+                raise ValueError
+            name = self._pattern[self._position : end]
+            self._position = end + 2
+            return name if len(name) == 1 else None
+        return char
+
+    def _next_is(self, *chars: str) -> bool:
+        """Whether one of some characters comes next, which is passed then."""
+        found = self._rest(1) in chars
+        self._position += found
+        return found
+
+    def _rest(self, count: int) -> str:
+        return self._pattern[self._position : self._position + count]

@@ -479,12 +479,15 @@ _PATTERN = st.lists(
         st.sampled_from(
             ["[ab]", "[!a]", "[^b]", "[a-b]", "[]]", "[]a]", "[!]a]", "[[:alpha:]]", "[![:digit:]b]", "[*]", "["]
         ),
+        st.sampled_from(
+            ["[.", ".]", "[=", "=]", "[:", ":]", "[[.-.]a]", "[a-[.].]]", "[[=a=]-b]", "[b-a]", "[!", "\\"]
+        ),
     ),
     max_size=7,
 ).map("".join)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=3000, deadline=None)
 @given(pattern=_PATTERN, text=st.text(st.sampled_from("ab-.!^[]*\\7"), max_size=7))
 def test_patterns_match_what_the_c_library_says(pattern: str, text: str) -> None:
     expected = _LIBC.fnmatch(pattern.encode(), text.encode(), 0) == 0
