@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from puzzlefs.mount.committing import commit
     from puzzlefs.mount.shell import ShellOutcome, run_in_image
     from puzzlefs.mount.status import MountStatus, MountVerification, mount_status, verify_mount
-    from puzzlefs.mount.unmount import unmount
+    from puzzlefs.mount.unmounting import unmount
     from puzzlefs.mount.writable import mount_writable
     from puzzlefs.oci import ImageReference, parse_reference
     from puzzlefs.tags import TagChange, TagInfo, TagsReport, tag, tags, untag

@@ -121,7 +121,7 @@ class _Request(NamedTuple):
     engine: Literal["auto", "kernel", "pyfuse3"]
     is_writable: bool
     upper: Path | None
-    is_supervised: bool
+    supervise: bool | None
     is_foreground: bool
     paths: tuple[str, ...]
     log_level: int
@@ -129,7 +129,7 @@ class _Request(NamedTuple):
 
     def successor(self) -> Successor | None:
         """The program that a supervised mount is served by after SIGHUP; ``None``: it is not supervised."""
-        if not self.is_supervised:
+        if not self._is_supervised():
             return None
         from puzzlefs.mount.successor import Successor, command_of  # noqa: PLC0415
 
@@ -139,6 +139,13 @@ class _Request(NamedTuple):
             "foreground": self.is_foreground,
         }
         return Successor(command_of(_TAKEOVER, self.paths), settings)
+
+    def _is_supervised(self) -> bool:
+        if self.supervise is not None:
+            return self.supervise
+        from puzzlefs.mount import can_supervise  # noqa: PLC0415
+
+        return not self.is_foreground and can_supervise(self.engine)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,13 +158,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from puzzlefs.mount import ReadinessFifo  # noqa: PLC0415  other verbs should not pay for it
-
+    # What a mount needs is loaded in the process that serves it, or starts who does: memory that was filled before a
+    # fork is copied page by page by whoever touches it first.
     _, image, (mountpoint,) = words(args.words, [], ["MOUNTPOINT"])
     is_writable = args.writable or args.persist is not None
     if is_writable:
         _check_writable(args)
-    fifo = ReadinessFifo(Path(args.init)) if args.init else None
+    sys.path[:] = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100  the daemon stands in /
+    fifo = _fifo(args.init) if args.init else None
     request = _Request(
         image=ImageReference(image.layout.absolute(), image.tag),
         mountpoint=Path(mountpoint).absolute(),
@@ -167,9 +175,9 @@ def _run(args: argparse.Namespace) -> int:
         engine=args.engine,
         is_writable=is_writable,
         upper=None if args.persist is None else Path(args.persist).absolute(),
-        is_supervised=_is_supervised(args),
+        supervise=args.supervise,
         is_foreground=args.foreground,
-        paths=tuple(os.path.abspath(path) for path in sys.path),  # noqa: PTH100  no object for each
+        paths=tuple(sys.path),
         log_level=level_from(args.log_level),
         log_file=Path(args.log_file).absolute() if args.log_file else None,
     )
@@ -184,12 +192,10 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _is_supervised(args: argparse.Namespace) -> bool:
-    if args.supervise is not None:
-        return bool(args.supervise)
-    from puzzlefs.mount import can_supervise  # noqa: PLC0415
+def _fifo(path: str) -> ReadinessFifo:
+    from puzzlefs.mount import ReadinessFifo  # noqa: PLC0415
 
-    return not args.foreground and can_supervise(args.engine)
+    return ReadinessFifo(Path(path))
 
 
 def _check_writable(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from puzzlefs.errors import MountError, NotFoundError
 from puzzlefs.mount.mountinfo import Mount, mounted_at, parse_mountinfo
-from puzzlefs.mount.unmount import unmount
+from puzzlefs.mount.unmounting import unmount
 
 pytestmark = pytest.mark.unit
 
