@@ -55,7 +55,7 @@ test: setup ## all tests (WORKERS=n processes, ARGS='-k name' for a choice)
 fuzz: setup ## look for inputs that break what reads images (SECONDS=n for each target, TARGET=name for one)
 	@cd tests && PYTHONPATH=. ../$(BIN)/python -m fuzz --seconds $(SECONDS) $(TARGET)
 
-bench: ## speed and space beside other file systems, under 20 minutes, as root (BENCH_ROOTFS=dir, BENCH_ARGS=--quick)
+bench: ## speed and space beside other file systems, some 20 minutes, as root (BENCH_ROOTFS=dir, BENCH_ARGS=--quick)
 	@scripts/setup.sh bench
 	@PEER_PUZZLEFS='$(PEER_PUZZLEFS)' $(BIN)/python benchmarks/suite.py $(BENCH_ARGS) $(BENCH_ROOTFS)
 
