@@ -40,7 +40,6 @@ from typing import NamedTuple
 
 from figures import Figures, load, measured_now, save
 from goals import BUILDING
-from scratch import scratch_directory
 from tables import ratio_table, verdict_table
 
 _SLOW_ROUNDS = 2
@@ -208,7 +207,8 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="keep the figures that are in --out: one run in parts")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up
-    with scratch_directory(args.work) as work:
+    with tempfile.TemporaryDirectory(dir=args.work) as directory:
+        work = Path(directory)
         # An installed program has its bytecode; a checkout need not, and would compile itself each time.
         _ENVIRONMENT["PYTHONPYCACHEPREFIX"] = f"{work}/bytecode"
         rootfs = args.rootfs.resolve()

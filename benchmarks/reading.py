@@ -36,6 +36,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -45,7 +46,6 @@ from figures import Figures, load, measured_now, save
 from generated_image import generate
 from goals import READING
 from measures import MEASURES, Tree, hash_seconds
-from scratch import scratch_directory
 from tables import ratio_table, verdict_table
 
 _GENERATED = (10, 1_000_000)
@@ -123,7 +123,7 @@ def main() -> None:
         parser.error("needs root: it mounts file systems and drops caches")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unmounts
     with contextlib.ExitStack() as stack:
-        work = args.work if args.keep else stack.enter_context(scratch_directory(args.work))
+        work = args.work if args.keep else Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.work)))
         rootfs = args.rootfs.resolve()
         tree, arena, figures = Tree.of(rootfs), Arena(Tree.of(rootfs), work), measured_now("reading", rootfs)
         measures = [measure for measure in args.measures.split(",") if tree.has(measure)]

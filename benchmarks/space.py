@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Final
 
 from application_series import APPLICATION, RELEASES, make_series
-from scratch import scratch_directory
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
@@ -182,8 +181,8 @@ def metadata_sizes(layout: Path) -> list[dict[str, int]]:
 def measure(name: str, trees: Sequence[Path], work: Path) -> tuple[list[int], list[dict[str, int]]]:
     """Bytes stored by a contestant after each version, and, if it is puzzlefs, the metadata of each."""
     sizes = []
-    with scratch_directory(work) as directory:
-        place = directory / "store"
+    with tempfile.TemporaryDirectory(dir=work, prefix="store-") as directory:
+        place = Path(directory) / "store"
         place.mkdir()
         for number, tree in enumerate(trees, 1):
             CONTESTANTS[name].store(tree, place, number)
