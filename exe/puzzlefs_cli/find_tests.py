@@ -173,6 +173,8 @@ class _Set:
         """The set whose bracket is before ``position``."""
         self._pattern = pattern
         self._position = position
+        self._items: list[str] = []
+        self._lost: list[str] = []
 
     def translated(self) -> tuple[str, int]:
         """The regular expression for one character, and where the pattern goes on.
@@ -182,7 +184,7 @@ class _Set:
             ValueError: if it is such that the pattern matches nothing.
         """
         negated = self._next_is("!", "^")
-        items: list[str] = []
+        items = self._items
         is_sound = True
         is_first = True
         while is_first or not self._next_is("]"):
@@ -191,11 +193,11 @@ class _Set:
             is_sound = is_sound and item is not None
             if is_sound and item:
                 items.append(item)
-        if not negated:
-            return f"[{''.join(items)}]" if items else _NOTHING, self._position
-        if not is_sound:
-            return _NOTHING, self._position
-        return f"[^{''.join(items)}]" if items else ".", self._position
+        chosen = f"[{''.join(self._lost + items)}]" if self._lost or items else _NOTHING
+        if negated:
+            return f"(?!{chosen})." if is_sound else _NOTHING, self._position
+        lost = f"(?![{''.join(self._lost)}])" if self._lost else ""
+        return f"{lost}{chosen}", self._position
 
     def _item(self) -> str | None:
         """What comes next, as a part of a set of a regular expression; ``None`` for what ends the search in vain."""
@@ -234,6 +236,10 @@ class _Set:
             name = self._pattern[self._position : end]
             self._position = end + 2
             return name if len(name) == 1 else None
+        elif char == "[" and self._rest(1) == "=":
+            # once something has matched, the C library fails at an equivalence class that is none
+            self._lost += self._items
+            self._items.clear()
         return char
 
     def _next_is(self, *chars: str) -> bool:

@@ -489,6 +489,9 @@ _PATTERN = st.lists(
 
 @settings(max_examples=3000, deadline=None)
 @given(pattern=_PATTERN, text=st.text(st.sampled_from("ab-.!^[]*\\7"), max_size=7))
+@example(pattern="[-[=[*]", text="-")
+@example(pattern="[[.[ab]", text="[")
+@example(pattern="[a\\-b]", text="-")
 def test_patterns_match_what_the_c_library_says(pattern: str, text: str) -> None:
     expected = _LIBC.fnmatch(pattern.encode(), text.encode(), 0) == 0
     assert (re.compile(translate(pattern)).match(text) is not None) == expected
