@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 from puzzlefs.blobs import BlobVerifier, Layout, LoadBudget, VerifiedBlobs, VerityMode
 from puzzlefs.blobs.host import read_bounded, storage_errors
 from puzzlefs.blobs.layout import MAX_INDEX_SIZE
+from puzzlefs.blobs.overlapped import Content
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, IntegrityError, InvalidArgumentError, TagNotFoundError
@@ -82,7 +83,7 @@ class Image:
         manifest_digest: Digest,
         manifest: Manifest | None,
         rootfs: Rootfs,
-        rootfs_data: bytes,
+        rootfs_data: Content,
         metadata_refs: tuple[BlobRef, ...],
         tree: Tree,
         blobs: VerifiedBlobs,
@@ -285,21 +286,23 @@ def _open(
     if layout.dialect is Dialect.OCI:
         manifest = Manifest.parse(data).as_text(data)
         rootfs_descriptor = manifest.rootfs()
-        data = metadata.read(
+        content = _read_metadata(
+            metadata,
             rootfs_descriptor.digest,
-            limit=MAX_METADATA_SIZE,
+            MAX_METADATA_SIZE,
+            is_compressed=rootfs_descriptor.media_type == media_types.ROOTFS_ZSTD,
             expected=_recorded(rootfs_descriptor) if mode != "user" else None,
         )
-        if rootfs_descriptor.media_type == media_types.ROOTFS_ZSTD:
-            data = _decompress_metadata(rootfs_descriptor.digest, data, MAX_METADATA_SIZE)
-    version = rootfs_version(data)
+    else:
+        content = data
+    version = rootfs_version(content)
     codec = codec_for(version)
     if (version == DEFAULT_VERSION) != (layout.dialect is Dialect.OCI):
         raise FormatError(f"{reference}: metadata of format version {version} does not belong into this kind of layout")
-    wire = codec.decode_rootfs(data)
+    wire = codec.decode_rootfs(content)
     blobs = VerifiedBlobs(layout, BlobVerifier(mode, wire.verity))
     tables: list[InodeTable] = list(wire.tables)
-    size = len(data)
+    size = len(content)
     uses = Counter(ref.digest for ref in dict.fromkeys(wire.metadata_refs))
     if uses and max(uses.values()) > _MAX_VECTORS_IN_BLOB:
         raise FormatError(f"{reference}: more than {_MAX_VECTORS_IN_BLOB} metadata layers are in one blob")
@@ -317,7 +320,7 @@ def _open(
         manifest_digest=digest,
         manifest=manifest,
         rootfs=rootfs,
-        rootfs_data=data,
+        rootfs_data=content,
         metadata_refs=wire.metadata_refs,
         tree=tree,
         blobs=blobs,
@@ -389,16 +392,19 @@ def _recorded(descriptor: Descriptor) -> VerityDigest | None:
     return None if expected is None else VerityDigest.from_hex(expected)
 
 
-def _read_vector(blobs: VerifiedBlobs, ref: BlobRef, limit: int) -> bytes:
-    stored = blobs.read(ref.digest, limit=limit)
-    if ref.compressed:
-        stored = _decompress_metadata(ref.digest, stored, limit)
-    if ref.offset > len(stored):
+def _read_vector(blobs: VerifiedBlobs, ref: BlobRef, limit: int) -> Content:
+    content = _read_metadata(blobs, ref.digest, limit, is_compressed=ref.compressed)
+    if ref.offset > len(content):
         raise FormatError(f"metadata blob {ref.digest.oci} is shorter than the offset {ref.offset} in it")
-    return stored[ref.offset :] if ref.offset else stored
+    return content[ref.offset :] if ref.offset else content
 
 
-def _decompress_metadata(digest: Digest, stored: bytes, limit: int) -> bytes:
+def _read_metadata(
+    blobs: VerifiedBlobs, digest: Digest, limit: int, *, is_compressed: bool, expected: VerityDigest | None = None
+) -> Content:
+    if not is_compressed:
+        return blobs.read_large(digest, limit=limit, expected=expected)
+    stored = blobs.read(digest, limit=limit, expected=expected)
     try:
         return decompress_chunk(stored, limit=min(limit, MAX_METADATA_RATIO * len(stored)))
     except FormatError as error:

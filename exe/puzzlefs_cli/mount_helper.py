@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from puzzlefs.mount.options import escape, split_words
 from puzzlefs_cli.exit_codes import ExitCode
-from puzzlefs_cli.main import main
+from puzzlefs_cli.main import leave, main
 
 _USAGE = "usage: mount.puzzlefs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]"
 _DEFAULTS = "dev,suid"
@@ -58,4 +58,4 @@ def run() -> None:
     except getopt.GetoptError as error:
         print(f"mount.puzzlefs: {error}; {_USAGE}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
-    sys.exit(ExitCode.OK if command is None else main(command))
+    leave(ExitCode.OK if command is None else main(command))

@@ -24,15 +24,20 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self, TypeVar
 
 from puzzlefs.blobs.host import read_bounded, storage_errors
 from puzzlefs.blobs.layout import Layout
+from puzzlefs.blobs.overlapped import Content, read_and_hash
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, IntegrityError, PuzzlefsError, VerityNotEnabledError, VerityUnavailableError
 from puzzlefs.lru import WeightedLru
 from puzzlefs.verity import find_measurement, measure, verity_digest
+
+_T = TypeVar("_T")
+_Way = Callable[[int, str, int], tuple[_T, Digest]]
+"""Reads an open file, given what to call it and the bytes that it may have; gives the content, and its digest."""
 
 VerityMode = Literal["auto", "kernel", "user"]
 """How an image is verified below its anchor."""
@@ -190,18 +195,11 @@ class VerifiedBlobs:
             IntegrityError: if it is not what its name says.
             StorageError: if the host cannot read it.
         """
-        with storage_errors("read", self._layout.blob_path(digest)):
-            fd = self._layout.open_blob(digest)
-            try:
-                vouched = self._verifier.vouched_by_kernel(
-                    fd, self._subject(digest), expected or self._verifier.recorded(digest)
-                )
-                data = read_bounded(fd, self._subject(digest), limit)
-            finally:
-                os.close(fd)
-        if not vouched:
-            self._compare(digest, Digest.of(data))
-        return data
+        return self._read(digest, limit, expected, _read_then_hash)
+
+    def read_large(self, digest: Digest, *, limit: int, expected: VerityDigest | None = None) -> Content:
+        """As ``read``, for what is likely to be large: read and hashed at the same time, into memory of its own."""
+        return self._read(digest, limit, expected, read_and_hash)
 
     def read_chunk(
         self, digest: Digest, compressed: bool, offset: int, length: int, budget: LoadBudget | None = None
@@ -337,6 +335,19 @@ class VerifiedBlobs:
 
     # ---- inside
 
+    def _read(self, digest: Digest, limit: int, expected: VerityDigest | None, way: _Way[_T]) -> _T | bytes:
+        subject = self._subject(digest)
+        with storage_errors("read", self._layout.blob_path(digest)):
+            fd = self._layout.open_blob(digest)
+            try:
+                if self._verifier.vouched_by_kernel(fd, subject, expected or self._verifier.recorded(digest)):
+                    return read_bounded(fd, subject, limit)
+                data, actual = way(fd, subject, limit)
+            finally:
+                os.close(fd)
+        self._compare(digest, actual)
+        return data
+
     def _read_quickly(self, digest: Digest) -> bytes | None:
         """A blob of the usual kind in as few system calls as can be; ``None`` if ``read`` has to look into it."""
         if self._verifier.recorded(digest) is not None:
@@ -411,6 +422,11 @@ class VerifiedBlobs:
 
     def _subject(self, digest: Digest) -> str:
         return f"blob {self._layout.blob_path(digest)}"
+
+
+def _read_then_hash(fd: int, subject: str, limit: int) -> tuple[bytes, Digest]:
+    data = read_bounded(fd, subject, limit)
+    return data, Digest.of(data)
 
 
 def _hash_all(fd: int, subject: str) -> tuple[int, Digest]:
