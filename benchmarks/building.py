@@ -3,12 +3,12 @@
 
     python benchmarks/building.py ROOTFS [--rounds 5] [--work DIR] [--out FILE.json]
 
-Every round runs every contestant once, in turn, each into an empty directory on the same file system; the first round
-is thrown away. What counts is the median, and the ratio to puzzlefs, because the machine's speed drifts. Contestants
-that are not installed are left out and named; one that takes longer than --patience seconds runs in two counted
-rounds. What they wrote is emptied at once and removed at the very end: ext4 without a journal looks at every inode
-number that was freed in the last minutes before it gives out another one, and who comes after a removal of thousands of
-files pays for it.
+Every round runs every contestant once, in turn, each into an empty directory on the same file system. What counts is
+the median, and the ratio to puzzlefs, because the machine's speed drifts. There is no round that only warms up: ROOTFS
+has been read before the first one, and a median leaves that one out where it is slower. Contestants that are not
+installed are left out and named; one that takes longer than --patience seconds runs in two rounds. What they wrote is
+emptied at once and removed at the very end: ext4 without a journal looks at every inode number that was freed in the
+last minutes before it gives out another one, and who comes after a removal of thousands of files pays for it.
 
 ``write floor`` writes the blobs of the finished image from memory as files (temporary name, then rename): what no
 builder of this format can beat on this file system.
@@ -165,11 +165,11 @@ def contestants(rootfs: Path, work: Path, left_out: dict[str, str]) -> dict[str,
 
 
 def measure_all(everybody: dict[str, Contestant], work: Path, rounds: int, patience: float, figures: Figures) -> None:
-    """Round-robin: every round, every contestant; the first round only warms up."""
+    """Round-robin: every round, every contestant."""
     slow: set[str] = set()
-    for number in range(rounds + 1):
+    for number in range(rounds):
         for index, (name, run) in enumerate(everybody.items()):
-            if name in slow and number > _SLOW_ROUNDS:
+            if name in slow and number >= _SLOW_ROUNDS:
                 continue
             out = work / f"out-{number}-{index}"
             out.mkdir()
@@ -182,11 +182,10 @@ def measure_all(everybody: dict[str, Contestant], work: Path, rounds: int, patie
             print(f"round {number}: {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
             if seconds > patience:
                 slow.add(name)
-            if number:
-                figures.note(name, "seconds", seconds)
-                figures.note(name, "MiB", outcome.mib)
-                if isinstance(run, Rebuild):
-                    figures.note(name, "% read", 100 * run.share_read)
+            figures.note(name, "seconds", seconds)
+            figures.note(name, "MiB", outcome.mib)
+            if isinstance(run, Rebuild):
+                figures.note(name, "% read", 100 * run.share_read)
             empty(out)
 
 
@@ -200,7 +199,7 @@ def empty(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rootfs", type=Path)
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="default 5")
     parser.add_argument("--patience", type=float, default=10, help="seconds for a build (default 10)")
     parser.add_argument("--work", type=Path, help="where images are written (default: the temporary directory)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")

@@ -44,6 +44,7 @@ from puzzlefs.wire.pointers import OFFSET_MASK, data_shape, records_shape, recor
 from puzzlefs.wire.shapes import (
     ADDITIONAL_SHAPE,
     BLOB_REF_SHAPE,
+    BLOB_REF_WORDS,
     DEVICE_SHAPE,
     DIGEST_SHAPE,
     DIGEST_WORDS,
@@ -56,7 +57,6 @@ SHARED_NAME_SIZE: Final = 32
 """Bytes of the longest name that entries share."""
 
 _ROOTFS_WORDS: Final = 3
-_BLOB_REF_WORDS: Final = 3
 _INODE_POINTERS: Final = 2
 _PERMISSIONS: Final = 0o7777
 
@@ -132,7 +132,7 @@ class _Writer:
         words = 0
         match content:
             case RegularFile():
-                words = 1 + (2 + _BLOB_REF_WORDS) * len(content.chunks)
+                words = 1 + (2 + BLOB_REF_WORDS) * len(content.chunks)
             case Directory():
                 words = 3 + 2 * len(content.entries)
                 names = self._names
@@ -231,7 +231,7 @@ class _Writer:
             self._pack(entry, chunk.length, self._pointer(entry + 1, ref, BLOB_REF_SHAPE))
             self._pack(ref, blob.offset, blob.compressed, self._digest_pointer(ref + 2, blob.digest))
             entry += 2
-            ref += _BLOB_REF_WORDS
+            ref += BLOB_REF_WORDS
         return ref
 
     def _put_directory(self, slot: int, at: int, directory: Directory) -> int:

@@ -13,7 +13,8 @@ from puzzlefs.digest import SHA256_SIZE, Digest
 from puzzlefs.errors import FormatError
 from puzzlefs.model import MAX_FILE_SIZE, BlobRef, DirEntry, FileChunk, Xattr
 from puzzlefs.wire.message import Ledger, Message, OverdrawnError
-from puzzlefs.wire.pointers import BYTES, LIST, OFFSET_SIGN
+from puzzlefs.wire.pointers import BYTES, LIST, OFFSET_MASK, OFFSET_SIGN
+from puzzlefs.wire.shapes import BLOB_REF_SHAPE, BLOB_REF_WORDS, DIGEST_SHAPE, DIGEST_WORDS, FORWARD_MASK
 
 _NEAR_BYTES = 7 << 32 | 3
 _NEAR_BYTES_SHAPE = BYTES << 32 | LIST
@@ -25,12 +26,13 @@ class ChunkList(Sequence[FileChunk]):
     Access raises ``FormatError`` where a chunk is malformed.
     """
 
-    __slots__ = ("_count", "_data_words", "_first", "_ino", "_message", "_pointer_words", "_segment", "_stride")
+    __slots__ = ("_count", "_data_words", "_end", "_first", "_ino", "_message", "_pointer_words", "_segment", "_stride")
 
     def __init__(self, message: Message, records: tuple[int, int, int, int, int], ino: int) -> None:
         self._message = message
         self._segment, self._first, self._count, self._data_words, self._pointer_words = records
         self._stride = self._data_words + self._pointer_words
+        self._end = message.end_of(self._segment)
         self._ino = ino
 
     @property
@@ -87,15 +89,36 @@ class ChunkList(Sequence[FileChunk]):
     def _chunk(self, index: int) -> FileChunk:
         at = self._first + index * self._stride
         message = self._message
-        length = message.words[at] if self._data_words else 0
+        data_words = self._data_words
+        length = message.words[at] if data_words else 0
+        if self._pointer_words and (usual := _usual_blob_ref(message, at + data_words, self._end)) is not None:
+            return FileChunk(usual, length)
         try:
             if not self._pointer_words:
                 raise FormatError("it refers to no blob")
             return FileChunk(
-                blob_ref(message, *message.struct_at(self._segment, at + self._data_words, "blob reference")), length
+                blob_ref(message, *message.struct_at(self._segment, at + data_words, "blob reference")), length
             )
         except FormatError as error:
             raise FormatError(f"inode {self._ino}: chunk {index}: {error.message}") from error
+
+
+def _usual_blob_ref(message: Message, pointer: int, end: int) -> BlobRef | None:
+    """The ``BlobRef`` that hangs on a pointer, if it and its digest lie ahead in the same segment.
+
+    Reads of large files ask for many; ``blob_ref`` knows all other ways, and what is wrong.
+    """
+    words = message.words
+    word = words[pointer]
+    start = pointer + 1 + (word >> 2 & OFFSET_MASK)
+    if word & FORWARD_MASK != BLOB_REF_SHAPE or start + BLOB_REF_WORDS > end:
+        return None
+    word = words[start + 2]
+    digest = start + BLOB_REF_WORDS + (word >> 2 & OFFSET_MASK)
+    if word & FORWARD_MASK != DIGEST_SHAPE or digest + DIGEST_WORDS > end:
+        return None
+    content = bytes(message.data[digest << 3 : digest + DIGEST_WORDS << 3])
+    return BlobRef(Digest(content), words[start], bool(words[start + 1] & 1))
 
 
 def blob_ref(message: Message, segment: int, start: int, data_words: int, pointer_words: int) -> BlobRef:

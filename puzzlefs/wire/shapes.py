@@ -13,6 +13,7 @@ FORWARD_MASK: Final = ~(OFFSET_MASK >> 1 << 2)
 DIGEST_WORDS: Final = SHA256_SIZE >> 3
 DIGEST_SHAPE: Final = data_shape(SHA256_SIZE)
 BLOB_REF_SHAPE: Final = struct_shape(2, 1)
+BLOB_REF_WORDS: Final = 3
 FILE_SHAPE: Final = struct_shape(0, 1)
 """Of a file of version 1, on whose only pointer the chunks hang."""
 DIR_SHAPE: Final = struct_shape(1, 1)
