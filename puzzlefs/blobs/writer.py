@@ -16,8 +16,10 @@ A lease names the blobs that were there, and the new ones before they get their 
 a build cannot remove what its tag will name. It ends with the writer's context: whoever moves a tag does it inside.
 
 Processes forked from the one that owns the writer write through a ``delegate``; the owner takes over what they wrote.
+They can also give it its names, while the owner has other work to do before ``commit`` (``begin_commit``).
 
-``put`` may be called from several threads. Leaving the context without ``commit`` removes the temporary files.
+``put`` may be called from several threads. Leaving the context without ``commit`` removes the temporary files; blobs
+that have their names stay, and belong to no tag.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import os
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -43,6 +45,8 @@ _WRITE_OUT_SIZE: Final = 96 << 20
 """Bytes that are put on disk at once, ahead of ``commit``."""
 _WORTH_A_THREAD: Final = 16 << 20
 """Bytes that ``commit`` puts on disk faster than a thread of its own would pay for."""
+_WORTH_NAMING: Final = 1000
+"""Blobs whose names are worth a few messages to the processes that wrote them."""
 _DELEGATED: Final = "-w"
 
 
@@ -73,6 +77,8 @@ class BlobWriter:
         self._unsynced_size = 0
         self._write_out: threading.Thread | None = None
         self._write_out_error: OSError | None = None
+        self._naming: threading.Thread | None = None
+        self._naming_error: OSError | PuzzlefsError | None = None
         self._step = 0
         self._has_delegates = False
         self.new_blobs = 0
@@ -175,13 +181,24 @@ class BlobWriter:
         written, self._written = self._written, []
         return written
 
+    def give_names(self, written: Sequence[tuple[Digest, int]]) -> None:
+        """Give blobs their names that delegates of one owner have written, and that are on disk: digests, and numbers.
+
+        Raises:
+            StorageError: if the host fails.
+        """
+        with storage_errors("write blobs to", self._layout.path):
+            directory = self._layout.blobs_fd
+            for digest, number in written:
+                os.rename(self._delegated(number), digest.hex(), src_dir_fd=directory, dst_dir_fd=directory)
+
     def take_over(self, digest: Digest, size: int, number: int) -> None:
         """Take note of a blob that a delegate has written; as ``put``.
 
         Raises:
             StorageError: if two of them have written it, and one of the files cannot be removed.
         """
-        self._accept(digest, f"{self._session}{_DELEGATED}{number:x}", size)
+        self._accept(digest, self._delegated(number), size)
 
     def adopt(self, digest: Digest, size: int) -> bool:
         """Whether a blob is stored, or on its way; it then needs no ``put``.
@@ -241,6 +258,37 @@ class BlobWriter:
             if self._unsynced_size >= _WORTH_A_THREAD:
                 self._begin_write_out()
 
+    def begin_commit(self, give_names: Callable[[Sequence[tuple[Digest, int]]], None]) -> None:
+        """As ``begin_write_out``; what delegates have written also gets its names, which is theirs to do.
+
+        Whatever goes wrong with that is an error of ``commit``.
+
+        Args:
+            give_names: has one of them call ``give_names``; it is called in another thread. Before it is taken away,
+                ``end_naming`` must be called.
+
+        Raises:
+            StorageError: if the lease cannot be written.
+        """
+        written = [
+            (digest, int(temporary.rpartition(_DELEGATED)[2], 16))
+            for digest, temporary in self._pending.items()
+            if _DELEGATED in temporary
+        ]
+        if len(written) < _WORTH_NAMING:
+            self.begin_write_out()
+            return
+        with storage_errors("write to", self._layout.path):
+            self._its_lease().name([digest for digest, _ in written])
+        self._naming = threading.Thread(target=self._name, args=(written, give_names), name="puzzlefs-naming")
+        with blocked():
+            self._naming.start()
+
+    def end_naming(self) -> None:
+        """Wait until nothing is done any more of what ``begin_commit`` began."""
+        if self._naming is not None:
+            self._naming.join()
+
     def commit(self) -> None:
         """Put every blob on disk and give it its name; when this returns, all of that survives a power cut.
 
@@ -252,6 +300,9 @@ class BlobWriter:
             raise StorageError(f"blob sha256:{min(self._failed).hex()} could not be written to {self._layout.path}")
         with storage_errors("write blobs to", self._layout.path):
             directory = self._layout.blobs_fd
+            self.end_naming()
+            if self._naming_error is not None:
+                raise self._naming_error
             if self._pending:
                 self._its_lease().name(self._pending)
             self._end_write_out()
@@ -269,6 +320,7 @@ class BlobWriter:
 
     def abort(self) -> None:
         """Remove what was written and not committed, and give up the lease."""
+        self.end_naming()
         self._end_write_out()
         while self._pending:
             _, temporary = self._pending.popitem()
@@ -295,9 +347,12 @@ class BlobWriter:
         """A temporary name that nobody else uses. The lock is held."""
         if self._step:
             self._counter += self._step
-            return f"{self._session}{_DELEGATED}{self._counter:x}"
+            return self._delegated(self._counter)
         self._counter += 1
         return f"{self._session}-{self._counter:x}"
+
+    def _delegated(self, number: int) -> str:
+        return f"{self._session}{_DELEGATED}{number:x}"
 
     def _add(self, digest: Digest, temporary: str, size: int) -> None:
         """Take note of a blob that was written. The lock is held."""
@@ -336,6 +391,22 @@ class BlobWriter:
             sync_file_system(self._layout.blobs_fd)
         except OSError as error:
             self._write_out_error = error
+
+    def _name(
+        self, written: Sequence[tuple[Digest, int]], give_names: Callable[[Sequence[tuple[Digest, int]]], None]
+    ) -> None:
+        self._end_write_out()
+        self._sync()
+        if self._write_out_error is not None:
+            return
+        try:
+            give_names(written)
+        except (OSError, PuzzlefsError) as error:
+            self._naming_error = error
+            return
+        with self._lock:
+            for digest, _ in written:
+                del self._pending[digest]
 
     def _end_write_out(self) -> None:
         if self._write_out is not None:

@@ -32,7 +32,7 @@ def finish_image(
         tag: the tag, which moves if it is there.
         inodes: all of them, sorted by number.
         stream: the content of their files.
-        pipeline: what stored it; it is finished.
+        pipeline: what stored it; it is finished. While it is entered as a context, its workers help.
         writer: it is committed.
         version: the format version.
         storage: how the metadata are stored.
@@ -45,7 +45,7 @@ def finish_image(
         StorageError: if the host fails. The tag is then what it was.
         FormatError: if something does not fit the format.
     """
-    begin_commit(writer, len(inodes), stream, report)
+    begin_commit(pipeline, len(inodes), stream, report)
     new_chunks = writer.new_blobs
     image = commit_image(
         layout,
@@ -61,7 +61,7 @@ def finish_image(
     return image, new_chunks
 
 
-def begin_commit(writer: BlobWriter, inodes: int, stream: FileStream, report: Callable[[Progress], None]) -> None:
+def begin_commit(pipeline: ChunkPipeline, inodes: int, stream: FileStream, report: Callable[[Progress], None]) -> None:
     """Let the chunks go to disk while the metadata of so many ``inodes`` are encoded, and report that stage."""
-    writer.begin_write_out()
+    pipeline.begin_commit()
     report(Progress("commit", inodes, stream.size, stream.size))

@@ -80,13 +80,15 @@ class ChunkPipeline:
         self.verity: dict[Digest, VerityDigest] = {}
         self.bytes_done = 0
         self._stream = stream
+        self._writer = writer
         self._progress = progress
         self._meanwhile = meanwhile
         make_store = partial(ChunkStore, version=version, storage=storage)
         self._store = make_store(writer)
         self._workers: Workers
+        self._processes: ProcessWorkers | None = None
         if processes:
-            self._workers = ProcessWorkers(writer, make_store, workers, BUFFER_SIZE)
+            self._workers = self._processes = ProcessWorkers(writer, make_store, workers, BUFFER_SIZE)
         else:
             self._workers = ThreadWorkers(self._store, workers, BUFFER_SIZE)
         self._batches: deque[_Batch] = deque()
@@ -162,12 +164,27 @@ class ChunkPipeline:
         while self._batches:
             self._collect()
 
+    def begin_commit(self) -> None:
+        """Begin to commit what is stored, for an owner who has other work to do before: with ``finish``, all of it.
+
+        Processes that wrote blobs also give them their names, if this is still entered as a context.
+
+        Raises:
+            StorageError: if the layout cannot be written.
+        """
+        if self._processes is None:
+            self._writer.begin_write_out()
+        else:
+            self._writer.begin_commit(self._processes.give_names)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._writer.end_naming()
+        self._processes = None
         self._workers.close()
 
     # ---- the owner's thread

@@ -4,7 +4,8 @@ fs-verity alone drops and takes that lock for each 4 KiB. The processes are fork
 have no other threads (``can_fork``), so they cost a few milliseconds and know what the writer knows. Buffers are shared
 memory. One pair of sockets that keep messages apart is queue and answer at once: whoever is free takes the next
 message, a buffer's number and the lengths in it; the answer has the same number, what was stored, and the temporary
-files that were written, which the owner's writer takes over.
+files that were written, which the owner's writer takes over. In the end, while the owner encodes metadata, they give
+those files their names.
 
 A process leaves signals to the owner, ends when the owner closes its side or dies, and cleans up nothing: that is the
 owner's work, who may not even have been told of a file. One that is killed (when memory runs out) ends the build.
@@ -40,6 +41,11 @@ _VERITY: Final = struct.Struct("=32s32s")
 _FILE: Final = struct.Struct("=32sII")  # digest, size, number in its name
 _FAILED: Final = 0xFFFFFFFF
 """Instead of a number of chunks: what follows is an error as JSON."""
+_NAMES: Final = 0xFFFFFFFE
+"""Instead of the number of a buffer: what follows are blobs that are to get their names."""
+_WRITTEN: Final = struct.Struct("=32sI")  # digest, number in its name
+_MAX_NAMES: Final = 4096
+"""Blobs in such a message. As few messages as a socket takes: who waits for one waits for the interpreter, too."""
 
 _MAX_MESSAGE: Final = 1 << 18
 _PATIENCE_MS: Final = 1000
@@ -107,6 +113,23 @@ class ProcessWorkers:
         with self._told_apart():
             self._socket.send(struct.pack(f"={1 + len(lengths)}I", number, *lengths))
         return _Outcome(self, number)
+
+    def give_names(self, written: Sequence[tuple[Digest, int]]) -> None:
+        """Have a process give blobs their names that these processes have written. Nothing else may be going on.
+
+        One after the other: two that rename in one directory wait for each other.
+
+        Raises:
+            StorageError: if one cannot get it, or the process has ended.
+        """
+        for first in range(0, len(written), _MAX_NAMES):
+            rows = written[first : first + _MAX_NAMES]
+            if self._socket is None:
+                raise RuntimeError("the processes have been stopped")
+            with self._told_apart():
+                self._socket.send(_NUMBER.pack(_NAMES) + b"".join([_WRITTEN.pack(*row) for row in rows]))
+            self.receive(_NAMES, wait=True)
+            self.pop(_NAMES)
 
     def close(self) -> None:
         """See ``Workers``."""
@@ -224,9 +247,16 @@ class ProcessWorkers:
     def _work(self, queue: socket.socket, writer: BlobWriter) -> None:
         store = self._make_store(writer)
         while message := queue.recv(_MAX_MESSAGE):
-            number, *lengths = struct.unpack(f"={len(message) // _NUMBER.size}I", message)
+            (number,) = _NUMBER.unpack_from(message)
             try:
-                stored = store.store(memoryview(self._buffers[number]), lengths)
+                if number == _NAMES:
+                    writer.give_names(
+                        [(Digest(digest), name) for digest, name in _WRITTEN.iter_unpack(message[_NUMBER.size :])]
+                    )
+                    stored = Stored((), {})
+                else:
+                    lengths = struct.unpack_from(f"={len(message) // _NUMBER.size - 1}I", message, _NUMBER.size)
+                    stored = store.store(memoryview(self._buffers[number]), lengths)
                 answer = _encode(number, stored, writer.take_written())
             except BaseException as error:  # noqa: BLE001  whatever it is, the owner raises it
                 answer = _COUNTS.pack(number, _FAILED, 0, 0) + _encode_error(error)

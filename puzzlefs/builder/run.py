@@ -179,20 +179,20 @@ def build(
                 )
                 reader.run()
                 pipeline.finish()
-            if verify_cache and reuse is not None and memory is not None:
-                reuse.check(stream, pipeline.verity, f"the build cache {memory.path}")
-            found = walk.found()
-            image, new_chunks = finish_image(
-                layout,
-                reference.tag,
-                found.inodes,
-                stream,
-                pipeline,
-                writer,
-                version=format_version,
-                storage=stored,
-                report=report,
-            )
+                if verify_cache and reuse is not None and memory is not None:
+                    reuse.check(stream, pipeline.verity, f"the build cache {memory.path}")
+                found = walk.found()
+                image, new_chunks = finish_image(
+                    layout,
+                    reference.tag,
+                    found.inodes,
+                    stream,
+                    pipeline,
+                    writer,
+                    version=format_version,
+                    storage=stored,
+                    report=report,
+                )
         if memory is not None:
             memory.save(found, stream, pipeline.verity, image, began_ns)
         return reported(found, image, len(pipeline.verity), new_chunks, reader.bytes_read)

@@ -60,7 +60,6 @@ class LiningPipeline(ChunkPipeline):
         """As ``ChunkPipeline``, with threads."""
         super().__init__(stream, writer, version=version, storage=storage, workers=workers, progress=progress)
         self.reused = 0
-        self._writer = writer
         self._expected: deque[WholeChunk] = deque()
         self._position = 0
 

@@ -190,7 +190,7 @@ class _Job:
                 reader = StreamReader(tree, layer.files, cutter, cut_at_files=self._storage.cut_at_files)
                 reader.run()
                 pipeline.finish()
-            begin_commit(writer, inodes, stream, self.report)
+            begin_commit(pipeline, inodes, stream, self.report)
             new_chunks = writer.new_blobs
             image = commit_on_top(
                 layout,

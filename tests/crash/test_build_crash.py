@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from support import trees
 
+from puzzlefs.errors import NotFoundError
 from puzzlefs.image import open_image
 from puzzlefs.model import ROOT_INO
 from puzzlefs_cli.exit_codes import ExitCode
@@ -28,9 +29,11 @@ pytestmark = pytest.mark.crash
 PUZZLEFS = [str(Path(sys.executable).with_name("puzzlefs"))]
 _SMALL_WORTH_PROCESSES = """
 import sys
+from puzzlefs.blobs import writer
 from puzzlefs.builder import processes
 from puzzlefs_cli.main import run
 processes.WORTH_PROCESSES = 0
+writer._WORTH_NAMING = 1
 sys.argv[0] = "puzzlefs"
 run()
 """
@@ -118,6 +121,38 @@ class TestWorkers:
                 assert sorted(os.listdir(here)) == sorted(os.listdir(there))
         finally:
             (new / "again").unlink()
+
+    def test_a_worker_that_is_killed_while_it_gives_names(self, old: Path, tmp_path: Path, workers: str) -> None:
+        if workers == "threads":
+            return  # they leave that to the one that builds
+        dying = _SMALL_WORTH_PROCESSES.replace(
+            "run()\n",
+            "import os, signal\n"
+            "processes._MAX_NAMES = 7\n"
+            "give_names, calls = writer.BlobWriter.give_names, []\n"
+            "def second(self, written):\n"
+            "    calls.append(os.getpid())\n"
+            "    if len(calls) > 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    give_names(self, written)\n"
+            "writer.BlobWriter.give_names = second\n"
+            "run()\n",
+        )
+        assert dying.count("run()") == 1
+        process = subprocess.run(
+            [sys.executable, "-c", dying, "build", "--no-cache", old, f"{tmp_path}/oci:t"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert process.returncode == ExitCode.IO
+        assert "a process that stores chunks has ended (SIGKILL)" in process.stderr
+        assert process.stdout == ""
+        assert check_blobs(tmp_path / "oci") >= 7  # whole, and of no tag
+        assert temporary_files(tmp_path / "oci") == []
+        with pytest.raises(NotFoundError):
+            open_image(f"{tmp_path}/oci:t")
+        build(old, f"{tmp_path}/oci:t", "--no-cache")
+        check_image(f"{tmp_path}/oci:t", old)
 
     def test_a_worker_that_is_killed_ends_the_build(self, old: Path, tmp_path: Path, workers: str) -> None:
         if workers == "threads":

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from faulty_calls import FaultyCommand
 
-SMALL_WORTH_PROCESSES = "from puzzlefs.builder import processes; processes.WORTH_PROCESSES = 0"
+SMALL_WORTH_PROCESSES = (
+    "from puzzlefs.builder import processes; processes.WORTH_PROCESSES = 0; "
+    "from puzzlefs.blobs import writer; writer._WORTH_NAMING = 1"
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
