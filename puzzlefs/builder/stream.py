@@ -212,7 +212,7 @@ class StreamReader:
     def _size(self) -> int:
         """How long the stream of the files is that there are by now."""
         starts = self._starts
-        sizes = (file.size for file in islice(self._files, len(starts) - 1, None))
+        sizes = (file.size for file in self._files[len(starts) - 1 :])
         starts += islice(accumulate(sizes, initial=starts[-1]), 1, None)
         return starts[-1]
 

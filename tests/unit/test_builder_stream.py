@@ -3,12 +3,14 @@ hands."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from puzzlefs.blobs import BlobWriter, Layout
 from puzzlefs.builder.chunks import FileStream
 from puzzlefs.builder.pipeline import BUFFER_SIZE, ChunkPipeline
-from puzzlefs.builder.scan import ScannedTree, scan
+from puzzlefs.builder.scan import ScannedTree, SourceFile, scan
 from puzzlefs.builder.source import SourceTree
 from puzzlefs.builder.storage import Storage
 from puzzlefs.builder.stream import StreamCutter, StreamReader
@@ -186,6 +188,11 @@ class TestParts:
         assert [chunk.blob.digest for chunk in file.chunks] == [self.A.digest] * 3 + [self.B.digest]
 
 
+class _NotFromTheBeginning(list[SourceFile]):
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("all files are passed over")
+
+
 def build_stream(root: Path, place: Path, disturb: Callable[[int], None] | None = None) -> FileStream:
     """Scan and read ``root``; ``disturb`` is called after the scan with 0, and while files are read with the
     bytes done."""
@@ -219,6 +226,32 @@ class TestReading:
         (root / "empty").write_bytes(b"")
         stream = build_stream(root, tmp_path / "oci")
         assert [chunk.digest for chunk in stream.chunks] == [Digest.of(b"firstsecondthird")]
+
+    def test_what_is_found_meanwhile_is_looked_at_once(self, root: Path, tmp_path: Path) -> None:
+        """A tree of 100,000 files in 10,000 directories took three times as long when all files were passed over each
+        time that a directory was looked into."""
+        for number in range(30):
+            (root / f"{number:02}").write_bytes(b"%d," % number)
+        stream = FileStream()
+        with (
+            SourceTree(root) as tree,
+            Layout.open_or_create(tmp_path / "oci", dialect_of(3)) as layout,
+            BlobWriter(layout) as writer,
+        ):
+            found = scan(tree, stream, mtime_of=lambda _: None)
+            files = _NotFromTheBeginning()
+            rest = iter(found.files)
+
+            def look_further() -> bool:
+                more = list(itertools.islice(rest, 1))
+                files.extend(more)
+                return bool(more)
+
+            with ChunkPipeline(stream, writer, version=3, storage=Storage(), workers=1) as pipeline:
+                cutter = StreamCutter(chunker("fastcdc2020"), pipeline)
+                StreamReader(tree, files, cutter, look_further=look_further).run()
+                pipeline.finish()
+        assert [chunk.digest for chunk in stream.chunks] == [Digest.of(b"".join(b"%d," % n for n in range(30)))]
 
     @pytest.mark.parametrize(
         "layout",
