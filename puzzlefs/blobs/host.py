@@ -27,7 +27,8 @@ _HINTS = {
     errno.EIO: "the medium may be failing: see the kernel's log",
 }
 
-_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
+READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
+"""How a file is opened that may be anything."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -71,7 +72,7 @@ def open_regular(name: str, what: str, *, dir_fd: int) -> int:
         OSError: if the host cannot open it.
     """
     try:
-        fd = os.open(name, _READ_FLAGS, dir_fd=dir_fd)
+        fd = os.open(name, READ_FLAGS, dir_fd=dir_fd)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise FormatError(f"{what} is a symbolic link, which it must not be") from error

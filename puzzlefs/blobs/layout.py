@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from puzzlefs.blobs.host import (
+    READ_FLAGS,
     close_read,
     open_regular,
     read_bounded,
@@ -162,6 +163,18 @@ class Layout:
             return open_regular(name, f"blob {self.path}/blobs/sha256/{name}", dir_fd=self._blobs_fd)
         except FileNotFoundError as error:
             raise BlobNotFoundError(digest.hex(), str(self.blob_path(digest))) from error
+
+    def advise(self, digest: Digest) -> None:
+        """Have the host read a blob into its page cache, without waiting for the content.
+
+        Raises:
+            OSError: if it cannot be opened, or is nothing that can be read ahead.
+        """
+        fd = os.open(digest.hex(), READ_FLAGS, dir_fd=self._blobs_fd)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(fd)
 
     def blob_size(self, digest: Digest) -> int | None:
         """The size in bytes of the file that has the blob's name, ``None`` if there is none."""

@@ -296,12 +296,8 @@ class VerifiedBlobs:
 
     def will_need(self, digest: Digest) -> None:
         """Have the host read a blob ahead, if it can. Never fails and never waits for the content."""
-        with contextlib.suppress(PuzzlefsError, OSError):
-            fd = self._layout.open_blob(digest)
-            try:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(fd)
+        with contextlib.suppress(OSError):
+            self._layout.advise(digest)
 
     def is_cached(self, digest: Digest) -> bool:
         """Whether ``read_chunk`` of this blob would need no I/O now (if it is read as zstd or raw as before)."""

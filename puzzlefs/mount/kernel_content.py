@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
@@ -30,7 +31,7 @@ from puzzlefs.errors import PuzzlefsError
 from puzzlefs.lru import WeightedLru
 from puzzlefs.model import Resident
 from puzzlefs.mount.operations import Operations
-from puzzlefs.mount.read_ahead import ReadAhead
+from puzzlefs.mount.read_ahead import SHORT_WHILE, ReadAhead
 from puzzlefs.vfs import Piece
 
 Store = Callable[[int, int, memoryview], bool]
@@ -84,6 +85,8 @@ class ContentServer:
         self._unfollowed: tuple[int, int, Sequence[Piece]] | None = None
         self._is_compressed = False
         self._residents: WeightedLru[Digest, tuple[int, list[Resident], int]] = WeightedLru(_MAX_RESIDENTS)
+        # a file, until when the host is trusted to remember, and the parts of it that it was told to read
+        self._behind: tuple[int, float, set[int]] = 0, 0.0, set()
         self._expected: Digest | None = None
         self._stream: Iterator[Digest] = iter(())
 
@@ -231,11 +234,17 @@ class ContentServer:
 
     def _touch_behind(self, ino: int, stop: int) -> None:
         """Have the host read the next chunks of the same file."""
+        known, until, parts = self._behind
+        now = time.monotonic()
+        if known != ino or now > until:
+            parts = set()
+            self._behind = ino, now + SHORT_WHILE, parts
         with contextlib.suppress(PuzzlefsError):  # what is wrong further on is no matter of this read
             file = self._tree.file_map(ino)
             number = file.position(min(stop, file.size) - 1) + 1
             for part in range(number, min(number + _BEHIND, len(file))):
-                self._ahead.touch(file.blob(part))
+                if part not in parts and self._ahead.touch(file.blob(part)):
+                    parts.add(part)
 
     def _blobs_after(self, ino: int, stop: int, blob: Digest) -> Iterator[Digest]:
         """The chunks behind the byte before ``stop`` of a file, which is in ``blob``, in the order of the stream."""

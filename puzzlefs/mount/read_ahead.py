@@ -25,7 +25,7 @@ from puzzlefs.lru import WeightedLru
 
 _MAX_WAITING: Final = 64
 _MAX_REMEMBERED: Final = 4096
-_SHORT_WHILE: Final = 0.2
+SHORT_WHILE: Final = 0.2
 """Seconds for which the host is trusted to keep what it was told to read."""
 
 
@@ -37,15 +37,17 @@ class ReadAhead:
         self._waiting: SimpleQueue[Digest | None] = SimpleQueue()
         self._named: WeightedLru[Digest, float] = WeightedLru(_MAX_REMEMBERED)
 
-    def touch(self, blob: Digest) -> None:
-        """Have the host read a chunk, unless it is in memory, or was named a short while ago."""
+    def touch(self, blob: Digest) -> bool:
+        """Have the host read a chunk, unless it is in memory or was named a short while ago; whether there was room."""
         now = time.monotonic()
         named = self._named.get(blob)
-        if named is not None and now < named + _SHORT_WHILE:
-            return
-        if not self._blobs.is_cached(blob) and self._waiting.qsize() < _MAX_WAITING:
-            self._named.put(blob, now, 1)
-            self._waiting.put(blob)
+        if (named is not None and now < named + SHORT_WHILE) or self._blobs.is_cached(blob):
+            return True
+        if self._waiting.qsize() >= _MAX_WAITING:
+            return False
+        self._named.put(blob, now, 1)
+        self._waiting.put(blob)
+        return True
 
     def end(self) -> None:
         """Make ``work`` return."""

@@ -30,9 +30,11 @@ class Recorder(ReadAhead):
     def __init__(self, blobs: VerifiedBlobs) -> None:
         super().__init__(blobs)
         self.touched: list[Digest] = []
+        self.has_room = True
 
-    def touch(self, blob: Digest) -> None:
+    def touch(self, blob: Digest) -> bool:
         self.touched.append(blob)
+        return self.has_room
 
 
 @pytest.fixture
@@ -146,6 +148,27 @@ def test_a_read_of_very_many_pieces_asks_for_a_bounded_number_ahead(
     ahead.touched.clear()
     read(server, 2, 25)
     assert len([blob for blob in ahead.touched if blob in digests(parts[27:])]) <= 32
+
+
+def test_behind_scattered_reads_each_chunk_is_named_once_in_a_while(
+    server: ContentServer, ahead: Recorder, parts: list[FileChunk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("puzzlefs.mount.kernel_content.time.monotonic", lambda: now)
+    ahead.has_room = False
+    read(server, 20, 1)
+    assert ahead.touched == digests(parts)[21:29]
+    ahead.touched.clear()
+    ahead.has_room = True
+    read(server, 10, 1)
+    read(server, 14, 1)
+    assert ahead.touched == digests(parts)[11:23]
+    ahead.touched.clear()
+    read(server, 12, 1)
+    assert ahead.touched == []
+    now += 1  # the host may have forgotten
+    read(server, 16, 1)
+    assert ahead.touched == digests(parts)[17:25]
 
 
 # ---- when there is time
