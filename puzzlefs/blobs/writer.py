@@ -280,9 +280,10 @@ class BlobWriter:
             return
         with storage_errors("write to", self._layout.path):
             self._its_lease().name([digest for digest, _ in written])
-        self._naming = threading.Thread(target=self._name, args=(written, give_names), name="puzzlefs-naming")
-        with blocked():
-            self._naming.start()
+        naming = threading.Thread(target=self._name, args=(written, give_names), name="puzzlefs-naming")
+        with blocked(), contextlib.suppress(RuntimeError):  # no room for a thread: they get their names in ``commit``
+            naming.start()
+            self._naming = naming
 
     def end_naming(self) -> None:
         """Wait until nothing is done any more of what ``begin_commit`` began."""

@@ -96,6 +96,18 @@ def test_few_blobs_get_their_names_with_commit(layout: Layout, monkeypatch: pyte
     assert names(layout) == blobs(*BLOBS)
 
 
+def test_where_no_thread_can_be_started(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with BlobWriter(layout) as writer:
+        delegated(writer)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        writer.begin_commit(_never)
+        writer.commit()
+    assert names(layout) == blobs(*BLOBS)
+
+
 @pytest.mark.parametrize("way", ["naming", "sync"])
 def test_what_fails_meanwhile_is_an_error_of_commit(layout: Layout, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     with BlobWriter(layout) as writer:
