@@ -120,11 +120,16 @@ def _bind(listener: socket.socket, address: bytes) -> None:
         OSError: if somebody has it.
     """
     deadline = time.monotonic() + _FORMER_MOUNT
+    is_ours = False
     while True:
         try:
             listener.bind(address)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline or not _is_of_ours(address):
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
+                raise
+            # asked once: who is about to let go accepts nobody, and there is room for few who wait for that
+            is_ours = is_ours or _is_of_ours(address)
+            if not is_ours:
                 raise
             time.sleep(_POLL)
         else:

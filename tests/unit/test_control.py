@@ -161,6 +161,18 @@ def test_status_of_an_image_that_was_named_by_its_digest(
     assert (status["digest"], status["digest_required"], status["verity"]) == (digest.hex(), True, "auto")
 
 
+@pytest.mark.parametrize("backlog", [1, 64])
+def test_the_name_of_a_mount_that_is_about_to_be_gone_is_waited_for(device: str, backlog: int) -> None:
+    """Its server accepts nobody any more."""
+    former = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    former.bind(address_of(device))
+    former.listen(backlog)
+    threading.Timer(0.5, former.close).start()
+    listener = listen(device)
+    assert listener is not None
+    listener.close()
+
+
 def test_verification_of_a_sound_image(controlled: Controlled, live: LiveMount) -> None:
     seen: list[tuple[str, object]] = []
     with controlled():
