@@ -3,8 +3,8 @@
 
     python benchmarks/reading.py ROOTFS [--rounds 5] [--only NAME,…] [--measures NAME,…] [--work DIR] [--out FILE.json]
 
-ROOTFS is packed once for each contestant. Then every round runs every contestant once, in turn; the first round is
-thrown away. What counts is the median, and the ratio of puzzlefs to each peer, because the machine's speed drifts.
+ROOTFS is packed once for each contestant. Then every round runs every contestant once, in turn. What counts is the
+median, and the ratio of puzzlefs to each peer, because the machine's speed drifts.
 
 *Cold* means: freshly mounted, and the kernel's caches (names, attributes, pages) dropped, so neither the kernel nor a
 server in user space knows anything. *Warm* is the same again at once. Measures:
@@ -58,25 +58,20 @@ def is_compared(who: Contestant, measure: str) -> bool:
 
 
 def rounds_of(who: Contestant, measure: str, rounds: int) -> range:
-    """The rounds in which a contestant is measured so: all, or a few that count where no goal refers to that.
-
-    The first round, number 0, only warms up.
-    """
+    """The rounds in which a contestant is measured so: all, or the first few where no goal refers to that."""
     if who.most_rounds is not None:
-        return range(min(who.most_rounds, rounds) + 1)
-    if is_compared(who, measure):
-        return range(rounds + 1)
-    return range(1, min(_ROUNDS_FOR_THE_TABLE, rounds) + 1)
+        return range(min(who.most_rounds, rounds))
+    return range(rounds if is_compared(who, measure) else min(_ROUNDS_FOR_THE_TABLE, rounds))
 
 
 def measure_all(
     arena: Arena, chosen: list[Contestant], measures: list[str], rounds: int, patience: float, figures: Figures
 ) -> None:
-    """Round-robin: every round, every measure, every contestant; the first round only warms up."""
+    """Round-robin: every round, every measure, every contestant."""
     slow: set[tuple[str, str]] = set()
-    for number in range(rounds + 1):
+    for number in range(rounds):
         for measure in measures:
-            if measure == "memory" and number != 1:
+            if measure == "memory" and number:
                 continue
             for who in chosen:
                 if not who.takes_part(measure) or (who.name, measure) in slow:
@@ -92,8 +87,7 @@ def measure_all(
                 if took > patience and not is_compared(who, measure):
                     slow.add((who.name, measure))
                 for column, value in values.items():
-                    if number or (who.name, measure) in slow:
-                        figures.note(who.name, column, value)
+                    figures.note(who.name, column, value)
 
 
 def measure_ready(arena: Arena, who: Contestant, work: Path, rounds: int, figures: Figures) -> None:
@@ -114,7 +108,7 @@ def measure_ready(arena: Arena, who: Contestant, work: Path, rounds: int, figure
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rootfs", type=Path)
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="default 5")
     parser.add_argument("--patience", type=float, default=10, help="seconds for a measure (default 10)")
     parser.add_argument("--only", help="contestants, separated by semicolons")
     parser.add_argument("--measures", default=",".join(MEASURES), help="measures, separated by commas")
