@@ -128,14 +128,20 @@ def test_set_user_id(small: tuple[Path, str], mounted: Mount, open_directory: Pa
     assert effective == {"nosuid": "4001", "suid": "0"}
 
 
-def test_auto_unmount(odd: Built, mounted: Mount) -> None:
-    with mounted(odd.image("v3"), "-o", "auto_unmount") as mount:
-        mount.kill()
-        deadline = time.monotonic() + 20
-        while is_mounted(mount.path) and time.monotonic() < deadline:
-            time.sleep(0.01)  # the helper gives no other sign
-        assert not is_mounted(mount.path)
-        assert mount.path.is_dir()
+def test_auto_unmount(odd: Built, mounted: Mount, engine: str) -> None:
+    # fusermount3 looks once whether the server is gone (should_auto_unmount in util/fusermount.c), and one that is
+    # killed closes the socket that tells it before the queue: it may be too early, and then it leaves the mount alone
+    for tries_left in range(3 if engine == "pyfuse3" else 1)[::-1]:
+        with mounted(odd.image("v3"), "-o", "auto_unmount") as mount:
+            mount.kill()
+            deadline = time.monotonic() + 20
+            while is_mounted(mount.path) and time.monotonic() < deadline:
+                time.sleep(0.01)  # the helper gives no other sign
+            if is_mounted(mount.path) and tries_left:
+                continue
+            assert not is_mounted(mount.path)
+            assert mount.path.is_dir()
+            break
 
 
 def test_auto_unmount_after_an_ordinary_unmount(odd: Built, mounted: Mount) -> None:
