@@ -33,6 +33,11 @@ def read_and_hash(fd: int, what: str, limit: int) -> tuple[Content, Digest]:
     size = os.fstat(fd).st_size
     if _LARGE <= size <= limit:
         return _Overlapped(fd, size).run()
+    return read_then_hash(fd, what, limit)
+
+
+def read_then_hash(fd: int, what: str, limit: int) -> tuple[bytes, Digest]:
+    """As ``read_and_hash``, one after the other, as bytes whatever the size."""
     data = read_bounded(fd, what, limit)
     return data, Digest.of(data)
 

@@ -28,7 +28,7 @@ from typing import Final, Literal, NamedTuple, Self, TypeVar
 
 from puzzlefs.blobs.host import read_bounded, storage_errors
 from puzzlefs.blobs.layout import Layout
-from puzzlefs.blobs.overlapped import Content, read_and_hash
+from puzzlefs.blobs.overlapped import Content, read_and_hash, read_then_hash
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, IntegrityError, PuzzlefsError, VerityNotEnabledError, VerityUnavailableError
@@ -195,7 +195,7 @@ class VerifiedBlobs:
             IntegrityError: if it is not what its name says.
             StorageError: if the host cannot read it.
         """
-        return self._read(digest, limit, expected, _read_then_hash)
+        return self._read(digest, limit, expected, read_then_hash)
 
     def read_large(self, digest: Digest, *, limit: int, expected: VerityDigest | None = None) -> Content:
         """As ``read``, for what is likely to be large: read and hashed at the same time, into memory of its own."""
@@ -418,11 +418,6 @@ class VerifiedBlobs:
 
     def _subject(self, digest: Digest) -> str:
         return f"blob {self._layout.blob_path(digest)}"
-
-
-def _read_then_hash(fd: int, subject: str, limit: int) -> tuple[bytes, Digest]:
-    data = read_bounded(fd, subject, limit)
-    return data, Digest.of(data)
 
 
 def _hash_all(fd: int, subject: str) -> tuple[int, Digest]:

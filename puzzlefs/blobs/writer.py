@@ -271,7 +271,7 @@ class BlobWriter:
             StorageError: if the lease cannot be written.
         """
         written = [
-            (digest, int(temporary.rpartition(_DELEGATED)[2], 16))
+            (digest, _delegated_number(temporary))
             for digest, temporary in self._pending.items()
             if _DELEGATED in temporary
         ]
@@ -358,7 +358,7 @@ class BlobWriter:
     def _add(self, digest: Digest, temporary: str, size: int) -> None:
         """Take note of a blob that was written. The lock is held."""
         if self._step:  # it is the owner's
-            self._written.append((digest, size, int(temporary.rpartition(_DELEGATED)[2], 16)))
+            self._written.append((digest, size, _delegated_number(temporary)))
             return
         self._pending[digest] = temporary
         self.new_blobs += 1
@@ -450,3 +450,8 @@ class BlobWriter:
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=directory)
             raise
+
+
+def _delegated_number(temporary: str) -> int:
+    """The number in a name that ``_delegated`` made."""
+    return int(temporary.rpartition(_DELEGATED)[2], 16)

@@ -153,9 +153,9 @@ def serve_guarded(
             )
 
         def ready() -> None:
-            messages.ready()
             if control is not None:
-                control.start()
+                control.start()  # first: who is told that it is ready may take away what a thread needs
+            messages.ready()
             if not gc.isenabled():  # whoever mounts has put it off; what is alive now stays so
                 gc.collect()
                 gc.freeze()
