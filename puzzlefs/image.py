@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from puzzlefs.blobs import BlobVerifier, Layout, LoadBudget, VerifiedBlobs, VerityMode
 from puzzlefs.blobs.host import read_bounded, storage_errors
-from puzzlefs.blobs.layout import MAX_INDEX_SIZE
+from puzzlefs.blobs.layout import MAX_INDEX_SIZE, MAX_MANIFEST_SIZE
 from puzzlefs.blobs.overlapped import Content
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
@@ -31,6 +31,7 @@ from puzzlefs.oci import (
     ImageReference,
     Index,
     Manifest,
+    ManifestOutline,
     media_types,
     parse_reference,
 )
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
 DEFAULT_VERSION: Final = 3
 """The format version that is written unless another is asked for."""
-
-MAX_MANIFEST_SIZE: Final = 128 << 20
-"""Bytes of the largest OCI manifest that is read: some 800,000 chunks, or 50 GB of content."""
 
 MAX_METADATA_SIZE: Final = 1 << 30
 """Bytes of the largest rootfs or inode vector that is read: some five million inodes."""
@@ -221,6 +219,7 @@ def open_image(
     digest: VerityDigest | str | None = None,
     verity: VerityMode = "auto",
     manifest: Digest | None = None,
+    outline: ManifestOutline | None = None,
 ) -> Image:
     """Open an image for reading.
 
@@ -229,6 +228,7 @@ def open_image(
         digest: the fs-verity digest that its manifest must have, as ``build`` printed it; 64 hex digits.
         verity: how what lies below is checked when a digest is given (``puzzlefs.blobs.verified``).
         manifest: sha256 of the manifest to open, wherever the tag points by now, or if it is gone.
+        outline: what ``outline_ahead`` knows about a manifest; it need not be this one.
 
     Raises:
         NotFoundError: if the layout, the tag or a blob of metadata is missing.
@@ -250,7 +250,7 @@ def open_image(
     try:
         if manifest is None:
             manifest = find_manifest(layout, layout.read_index(), reference).digest
-        return _open(reference, layout, manifest, anchor, verity if anchor is not None else "user")
+        return _open(reference, layout, manifest, anchor, verity if anchor is not None else "user", outline)
     except BaseException:
         layout.close()
         raise
@@ -277,14 +277,22 @@ def open_manifest(
 
 
 def _open(
-    reference: ImageReference, layout: Layout, digest: Digest, anchor: VerityDigest | None, mode: VerityMode
+    reference: ImageReference,
+    layout: Layout,
+    digest: Digest,
+    anchor: VerityDigest | None,
+    mode: VerityMode,
+    outline: ManifestOutline | None = None,
 ) -> Image:
     verifier = BlobVerifier(mode)
     data = _read_manifest(layout, digest, verifier, anchor)
     metadata = VerifiedBlobs(layout, verifier)
     manifest: Manifest | None = None
     if layout.dialect is Dialect.OCI:
-        manifest = Manifest.parse(data).as_text(data)
+        if outline is not None and outline.digest == digest:
+            manifest = Manifest.outlined(data, outline)
+        else:
+            manifest = Manifest.skim(data)
         rootfs_descriptor = manifest.rootfs()
         content = _read_metadata(
             metadata,

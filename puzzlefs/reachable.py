@@ -20,12 +20,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
-from puzzlefs.blobs.layout import MAX_INDEX_SIZE
+from puzzlefs.blobs.layout import MAX_INDEX_SIZE, MAX_MANIFEST_SIZE
 from puzzlefs.blobs.lease import Root
 from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, digests_of
 from puzzlefs.errors import FormatError, PuzzlefsError, StorageError
-from puzzlefs.image import MAX_MANIFEST_SIZE, MAX_METADATA_RATIO, MAX_METADATA_SIZE
+from puzzlefs.image import MAX_METADATA_RATIO, MAX_METADATA_SIZE
 from puzzlefs.model import BlobRef
 from puzzlefs.oci import Descriptor, media_types
 from puzzlefs.oci.json_text import JsonValue, parse_object

@@ -18,10 +18,10 @@ from typing import Final
 
 from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
 from puzzlefs.blobs.host import storage_errors
+from puzzlefs.blobs.layout import MAX_MANIFEST_SIZE
 from puzzlefs.callable_module import make_callable
 from puzzlefs.digest import Digest
 from puzzlefs.errors import BlobNotFoundError, PuzzlefsError
-from puzzlefs.image import MAX_MANIFEST_SIZE
 from puzzlefs.oci import Descriptor, Dialect, ImageReference, Index, make_reference, media_types, parse_reference
 from puzzlefs.verity import verity_digest
 

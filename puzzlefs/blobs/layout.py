@@ -44,6 +44,9 @@ from puzzlefs.oci.json_text import encode, parse_object
 MAX_INDEX_SIZE: Final = 16 << 20
 """Bytes of the largest ``index.json`` that is read: some 50,000 tags."""
 
+MAX_MANIFEST_SIZE: Final = 128 << 20
+"""Bytes of the largest OCI manifest that is read: some 800,000 chunks, or 50 GB of content."""
+
 TEMPORARY_PREFIX: Final = ".tmp-"
 """How names of unfinished files begin; no blob and no document of the image-spec is named so."""
 

@@ -10,10 +10,10 @@ from typing import Final
 
 from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
 from puzzlefs.blobs.host import storage_errors
-from puzzlefs.blobs.layout import MAX_INDEX_SIZE
+from puzzlefs.blobs.layout import MAX_INDEX_SIZE, MAX_MANIFEST_SIZE
 from puzzlefs.digest import Digest
 from puzzlefs.errors import BlobNotFoundError, FormatError, PuzzlefsError
-from puzzlefs.image import MAX_MANIFEST_SIZE, Image, open_image
+from puzzlefs.image import Image, open_image
 from puzzlefs.model import RegularFile
 from puzzlefs.oci import Descriptor, ImageReference, Index, media_types
 from puzzlefs.oci.json_text import JsonObject, as_list, parse_object

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
-from puzzlefs.blobs.layout import MAX_INDEX_SIZE
+from puzzlefs.blobs.layout import MAX_INDEX_SIZE, MAX_MANIFEST_SIZE
 from puzzlefs.digest import SHA256_SIZE, Digest, VerityDigest, digests_of
 from puzzlefs.errors import (
     BlobNotFoundError,
@@ -25,7 +25,7 @@ from puzzlefs.errors import (
     StorageError,
 )
 from puzzlefs.fsck.report import Fault, RemarkKind
-from puzzlefs.image import MAX_MANIFEST_SIZE, MAX_METADATA_SIZE, Image, open_image
+from puzzlefs.image import MAX_METADATA_SIZE, Image, open_image
 from puzzlefs.model import FileChunk, InodeTable, Kind, RegularFile
 from puzzlefs.oci import Descriptor, ImageReference, Index, Manifest, media_types
 from puzzlefs.wire import codec_for, rootfs_version

@@ -2,7 +2,7 @@
 
 from puzzlefs.oci.descriptor import Descriptor, Dialect
 from puzzlefs.oci.index import Index
-from puzzlefs.oci.manifest import EMPTY_CONFIG, EMPTY_CONFIG_DATA, Manifest
+from puzzlefs.oci.manifest import EMPTY_CONFIG, EMPTY_CONFIG_DATA, Manifest, ManifestOutline
 from puzzlefs.oci.reference import ImageReference, is_tag, make_reference, parse_reference
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ImageReference",
     "Index",
     "Manifest",
+    "ManifestOutline",
     "is_tag",
     "make_reference",
     "parse_reference",

@@ -3,7 +3,7 @@
 ``config`` is the empty descriptor; ``layers`` holds the rootfs blob, then one descriptor for each chunk of the stream,
 in its order, repeats included. It is the manifest's bytes that get hashed, so ``encode`` is exact.
 Descriptors of layers are made when they are asked for: a large image has hundreds of thousands and a mount needs one.
-Even as JSON objects they take five times the room of their text, so who keeps a manifest keeps that (``as_text``).
+Even as JSON objects they take five times the room of their text, so who opens an image keeps that (``skim``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
 from puzzlefs.oci import media_types
 from puzzlefs.oci.descriptor import Descriptor
-from puzzlefs.oci.json_text import NO_FIELDS, JsonObject, JsonValue, as_list, encode, parse_object
+from puzzlefs.oci.json_text import NO_FIELDS, JsonObject, JsonValue, as_list, encode, parse_object, parse_without
 
 EMPTY_CONFIG_DATA = b"{}"
 """The two-byte blob that the empty descriptor points to."""
@@ -26,7 +26,21 @@ EMPTY_CONFIG = Descriptor(
 """The image-spec's empty descriptor (manifest.md, "Guidance for an Empty Descriptor")."""
 
 _SCHEMA_VERSION = 2
-_ROOTFS_TYPES = (media_types.ROOTFS, media_types.ROOTFS_ZSTD)
+_WHAT = "the OCI manifest"
+
+
+class ManifestOutline(NamedTuple):
+    """A manifest without its chunks, as one process tells it to another one that is to read the same manifest.
+
+    Attributes:
+        digest: sha256 of the manifest's bytes.
+        document: the manifest with the rootfs as its only layer.
+        layer_count: how many layers it has.
+    """
+
+    digest: bytes
+    document: bytes
+    layer_count: int
 
 
 class Manifest(NamedTuple):
@@ -56,20 +70,53 @@ class Manifest(NamedTuple):
         Raises:
             FormatError: if it does not follow the image-spec.
         """
-        fields = dict(parse_object(data, "the OCI manifest"))
+        return cls._of(parse_object(data, _WHAT))
+
+    @classmethod
+    def _of(cls, document: JsonObject) -> Manifest:
+        fields = dict(document)
         if fields.pop("schemaVersion", None) != _SCHEMA_VERSION:
             raise FormatError(f"the OCI manifest's schemaVersion is not {_SCHEMA_VERSION}")
         config = Descriptor.from_json(fields.pop("config", None), "the OCI manifest's config")
         return cls(config, as_list(fields.pop("layers", None), "the OCI manifest's layers"), fields)
 
-    def as_text(self, data: bytes) -> Manifest:
-        """This manifest, which was parsed from ``data``, in less memory: its layers are parsed again when they are
-        asked for.
+    @classmethod
+    def skim(cls, data: bytes) -> Manifest:
+        """As ``parse``, in less time and memory: no chunk is kept, and the layers are parsed again when they are asked
+        for.
+
+        Raises:
+            FormatError: as ``parse`` and ``rootfs``.
+        """
+        skimmed = parse_without(data, _WHAT, "layers", _no_chunks)
+        if skimmed is None:
+            manifest = cls.parse(data)
+            return manifest._replace(
+                layer_objects=_LayerText(data, len(manifest.layer_objects)), known_rootfs=manifest.rootfs()
+            )
+        document, count, found = skimmed
+        return cls._of(document)._replace(layer_objects=_LayerText(data, count), known_rootfs=_rootfs_among(found))
+
+    def outline(self, data: bytes) -> ManifestOutline:
+        """What there is to know about this manifest, which was parsed from ``data``, besides its chunks.
 
         Raises:
             FormatError: as ``rootfs``.
         """
-        return Manifest(self.config, _LayerText(data, len(self.layer_objects)), self.extra, self.rootfs())
+        document = self._replace(layer_objects=[self.rootfs().to_json()]).encode()
+        return ManifestOutline(Digest.of(data), document, len(self.layer_objects))
+
+    @classmethod
+    def outlined(cls, data: bytes, outline: ManifestOutline) -> Manifest:
+        """As ``skim(data)``, without parsing it, because somebody else has.
+
+        Args:
+            data: the manifest.
+            outline: its ``outline``: the digest is that of ``data``.
+        """
+        manifest = cls.parse(outline.document)
+        layers = _LayerText(data, outline.layer_count)
+        return manifest._replace(layer_objects=layers, known_rootfs=manifest.rootfs())
 
     def encode(self) -> bytes:
         """The bytes to store."""
@@ -95,7 +142,7 @@ class Manifest(NamedTuple):
         return [
             layer
             for layer in self.layer_objects
-            if not isinstance(layer, dict) or layer.get("mediaType") not in _ROOTFS_TYPES
+            if not isinstance(layer, dict) or layer.get("mediaType") not in media_types.ROOTFS_TYPES
         ]
 
     def rootfs(self) -> Descriptor:
@@ -107,20 +154,27 @@ class Manifest(NamedTuple):
         if self.known_rootfs is not None:
             return self.known_rootfs
         layers = self.layer_objects
-        # every mount waits for this, and layers are many: nothing is called that need not be
-        numbers = [
-            number
-            for number, layer in enumerate(layers)
-            if not isinstance(layer, dict) or layer.get("mediaType") in _ROOTFS_TYPES
-        ]
-        found = [Descriptor.from_json(layers[number], f"the OCI manifest's layer {number}") for number in numbers]
-        if not found:
-            raise FormatError(
-                "the OCI manifest has no PuzzleFS rootfs among its layers", hint="it is another kind of image"
-            )
-        if len(found) > 1:
-            raise FormatError("the OCI manifest names more than one PuzzleFS rootfs")
-        return found[0]
+        return _rootfs_among([(number, layers[number]) for number in _no_chunks(layers)])
+
+
+def _no_chunks(layers: Sequence[JsonValue]) -> list[int]:
+    """The positions of layers that may be a rootfs; every mount waits for this, and layers are many."""
+    return [
+        number
+        for number, layer in enumerate(layers)
+        if not isinstance(layer, dict) or layer.get("mediaType") in media_types.ROOTFS_TYPES
+    ]
+
+
+def _rootfs_among(layers: Sequence[tuple[int, JsonValue]]) -> Descriptor:
+    found = [Descriptor.from_json(layer, f"{_WHAT}'s layer {number}") for number, layer in layers]
+    if not found:
+        raise FormatError(
+            "the OCI manifest has no PuzzleFS rootfs among its layers", hint="it is another kind of image"
+        )
+    if len(found) > 1:
+        raise FormatError("the OCI manifest names more than one PuzzleFS rootfs")
+    return found[0]
 
 
 class _LayerText(Sequence[JsonValue]):

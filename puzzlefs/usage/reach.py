@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from puzzlefs.blobs import BlobVerifier, Layout, VerifiedBlobs
-from puzzlefs.blobs.layout import MAX_INDEX_SIZE
+from puzzlefs.blobs.layout import MAX_INDEX_SIZE, MAX_MANIFEST_SIZE
 from puzzlefs.digest import Digest
 from puzzlefs.errors import FormatError
-from puzzlefs.image import MAX_MANIFEST_SIZE, Image, open_image
+from puzzlefs.image import Image, open_image
 from puzzlefs.model import Kind, chunks_of
 from puzzlefs.oci import Descriptor, Dialect, ImageReference, Index, Manifest, media_types
 from puzzlefs.oci.json_text import JsonValue

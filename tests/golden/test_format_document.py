@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from puzzlefs.blobs.layout import MAX_INDEX_SIZE
+from puzzlefs.blobs.layout import MAX_INDEX_SIZE, MAX_MANIFEST_SIZE
 from puzzlefs.blobs.verified import MAX_CHUNK_CONTENT, MAX_RAW_SIZE
 from puzzlefs.builder import build
 from puzzlefs.chunking import AVERAGE_SIZE, MAX_SIZE, MIN_SIZE, chunker
 from puzzlefs.compression.zstd import MAX_WINDOW_SIZE
 from puzzlefs.digest import Digest
-from puzzlefs.image import MAX_MANIFEST_SIZE, MAX_METADATA_SIZE, open_image
+from puzzlefs.image import MAX_METADATA_SIZE, open_image
 from puzzlefs.model import BlobRef, Directory, DirEntry, FileChunk, Inode, RegularFile
 from puzzlefs.verity import verity_digest
 from puzzlefs.wire import codec_for
