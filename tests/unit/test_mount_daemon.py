@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,33 @@ pytestmark = pytest.mark.unit
 _PROGRAM = """
 import os, select, signal, sys
 from puzzlefs import errors
-from puzzlefs_cli.daemon import in_background
+from puzzlefs_cli.daemon import Daemon
 from puzzlefs_cli.exit_codes import exit_code
 
 def note(text):
     with open({notes!r}, "a") as file:
         file.write(text + "\\n")
 
-def work(ready):
+class Job:
+    def __init__(self, task):
+        self.task = task
+
+    def run(self, ready):
+        task = self.task
 {work}
+
+    def failed(self):
+        note("failed")
+
+def load():
+    {load}
+    return Job
 
 starter = os.getpid()
 try:
-    in_background(work, on_failure=lambda: note("failed"), debug={debug})
+    daemon = Daemon(load)
+    {meanwhile}
+    daemon.run(("task", 1, None, ("a", "b" * {size})), debug={debug})
 except Exception as error:
     print(f"{{type(error).__name__}}: {{error}}")
     sys.exit(int(exit_code(error)))
@@ -35,11 +50,17 @@ print("ready")
 """
 
 
-def _run(tmp_path: Path, work: str, *, debug: bool = False) -> tuple[subprocess.CompletedProcess[str], str]:
+def _program(
+    notes: Path, work: str, *, load: str = "pass", meanwhile: str = "pass", size: int = 1, debug: bool = False
+) -> str:
+    body = "\n".join("        " + line for line in work.splitlines())
+    return _PROGRAM.format(notes=str(notes), work=body, load=load, meanwhile=meanwhile, size=size, debug=debug)
+
+
+def _run(tmp_path: Path, work: str, **how: str | int) -> tuple[subprocess.CompletedProcess[str], str]:
     notes = tmp_path / "notes"
     notes.touch()
-    body = "\n".join("    " + line for line in work.splitlines())
-    program = _PROGRAM.format(notes=str(notes), work=body, debug=debug)
+    program = _program(notes, work, **how)  # type: ignore[arg-type]
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     return result, notes.read_text()
 
@@ -120,7 +141,7 @@ def test_what_the_daemon_is(tmp_path: Path) -> None:
 
 def test_closed_standard_streams(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
-    program = _PROGRAM.format(notes=str(notes), work="    note('working'); ready()", debug=False)
+    program = _program(notes, "note('working'); ready()")
     command = 'exec "$0" -c "$1" <&- >&- 2>&-'
     result = subprocess.run(["sh", "-c", command, sys.executable, program], timeout=30, check=False)
     assert notes.read_text() == "working\n"
@@ -142,3 +163,66 @@ except OSError as error:
     result, _ = _run(tmp_path, work)
     assert result.returncode == -signal.SIGKILL
     assert fifo.read_text() == "BrokenPipeError"
+
+
+def test_the_task_comes_as_it_was_given(tmp_path: Path) -> None:
+    result, notes = _run(tmp_path, "note(f'{task[:3]} {task[3][0]} {len(task[3][1])}'); ready()", size=200_000)
+    assert (result.returncode, result.stdout) == (0, "ready\n")
+    assert notes == "('task', 1, None) a 200000\n"
+
+
+def test_it_loads_before_it_has_a_task(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    result, notes = _run(
+        tmp_path,
+        "note('working'); ready()",
+        load=f"note('loaded'); open({str(fifo)!r}, 'w').close()",
+        meanwhile=f"open({str(fifo)!r}).read(); note('told')",
+    )
+    assert result.returncode == 0
+    assert notes == "loaded\ntold\nworking\n"
+
+
+def test_what_goes_wrong_while_it_loads_is_told(tmp_path: Path) -> None:
+    result, notes = _run(tmp_path, "ready()", load="raise ImportError('no such thing')")
+    assert result.returncode == 70
+    assert result.stdout.startswith("RuntimeError: ImportError: no such thing")
+    assert notes == ""  # there was no job that could fail
+
+
+def test_a_daemon_that_dies_while_it_loads(tmp_path: Path) -> None:
+    result, _ = _run(tmp_path, "ready()", load="os._exit(3)", size=200_000)
+    assert result.returncode == 7
+    assert result.stdout.startswith("MountError: the server in the background ended before the mount was ready")
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["sys.exit(0)", "os._exit(0)", "os.kill(starter, signal.SIGKILL)", "daemon.dismiss(); reader.read(); sys.exit(0)"],
+)
+def test_a_daemon_without_a_task_ends(tmp_path: Path, end: str) -> None:
+    alive = tmp_path / "alive"
+    os.mkfifo(alive)
+    _, notes = _run(
+        tmp_path,
+        "note('working')",
+        load=f"os.open({str(alive)!r}, os.O_WRONLY)",
+        meanwhile=f"reader = open({str(alive)!r}); {end}",
+    )
+    reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        deadline = time.monotonic() + 10
+        while _has_writer(reader):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.close(reader)
+    assert notes == ""
+
+
+def _has_writer(fifo: int) -> bool:
+    try:
+        return os.read(fifo, 1) != b""
+    except BlockingIOError:
+        return True
