@@ -40,9 +40,9 @@ Store = Callable[[int, int, memoryview], bool]
 PAGE_SIZE: Final = 4096
 
 _AHEAD: Final = 8
-"""Chunks that the host reads ahead where they are wanted in their order; three times those of one read, if that is
-more."""
-_MAX_AHEAD: Final = 32
+"""Chunks that the host reads ahead where they are wanted in their order; three times those of one read, or half of how
+many were wanted so without a jump, if that is more."""
+_MAX_AHEAD: Final = 96
 _LOADED: Final = 4
 """Of those, how many are loaded and verified as soon as there is time, one time each."""
 _MAX_LOADED: Final = 1 << 20
@@ -84,6 +84,7 @@ class ContentServer:
         self._to_load: deque[Digest] = deque()
         self._unfollowed: tuple[int, int, Sequence[Piece]] | None = None
         self._is_compressed = False
+        self._in_order = 0
         self._residents: WeightedLru[Digest, tuple[int, list[Resident], int]] = WeightedLru(_MAX_RESIDENTS)
         # a file, until when the host is trusted to remember, and the parts of it that it was told to read
         self._behind: tuple[int, float, set[int]] = 0, 0.0, set()
@@ -218,7 +219,8 @@ class ContentServer:
             if not _skip_to(last, _drained(coming)):
                 _skip_to(last, itertools.islice(self._stream, _MAX_SKIPPED))
             self._is_compressed = pieces[-1].compressed
-            distance = min(max(_AHEAD, 3 * len(pieces)), _MAX_AHEAD)
+            self._in_order += len(pieces)
+            distance = min(max(_AHEAD, 3 * len(pieces), self._in_order // 2), _MAX_AHEAD)
             for blob in itertools.islice(self._stream, max(0, distance - len(coming))):
                 ahead.touch(blob)
                 coming.append(blob)
@@ -227,6 +229,7 @@ class ContentServer:
         else:
             stream = self._blobs_after(ino, stop, last)
             self._expected = next(stream, None)
+            self._in_order = 0
             self._stream = itertools.chain((self._expected,) if self._expected else (), stream)
             coming.clear()
             self._to_load.clear()

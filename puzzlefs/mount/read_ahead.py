@@ -23,7 +23,7 @@ from puzzlefs.blobs import VerifiedBlobs
 from puzzlefs.digest import Digest
 from puzzlefs.lru import WeightedLru
 
-_MAX_WAITING: Final = 64
+_MAX_WAITING: Final = 256
 _MAX_REMEMBERED: Final = 4096
 SHORT_WHILE: Final = 0.2
 """Seconds for which the host is trusted to keep what it was told to read."""

@@ -20,7 +20,7 @@ from puzzlefs.mount.read_ahead import ReadAhead
 
 pytestmark = pytest.mark.unit
 
-_CHUNK, _CHUNKS, _BIG, _BROKEN, _NEXT = 5000, 60, 2, 3, 4
+_CHUNK, _CHUNKS, _BIG, _BROKEN, _NEXT = 5000, 180, 2, 3, 4
 _TIMEOUT = 20
 
 
@@ -122,6 +122,24 @@ def test_a_place_that_was_skipped_is_no_end_of_the_order(
     assert digests(parts)[20] in ahead.touched
 
 
+def test_the_longer_chunks_are_wanted_in_order_the_further_it_goes(
+    server: ContentServer, ahead: Recorder, parts: list[FileChunk]
+) -> None:
+    def furthest() -> int:
+        return max(map(digests(parts).index, ahead.touched))
+
+    for first in range(10):
+        read(server, first, 1)
+    assert furthest() == 9 + 8
+    for first in range(10, 33):
+        read(server, first, 1)
+    assert furthest() == 32 + 16
+    ahead.touched.clear()
+    for first in (100, 101, 102):  # a jump, and a new order
+        read(server, first, 1)
+    assert furthest() == 102 + 8
+
+
 def test_the_next_file_follows(server: ContentServer, ahead: Recorder, image: Image) -> None:
     for first in range(_CHUNKS - 4, _CHUNKS):
         read(server, first, 1)
@@ -146,8 +164,8 @@ def test_a_read_of_very_many_pieces_asks_for_a_bounded_number_ahead(
     for first in (0, 1):
         read(server, first, 1)
     ahead.touched.clear()
-    read(server, 2, 25)
-    assert len([blob for blob in ahead.touched if blob in digests(parts[27:])]) <= 32
+    read(server, 2, 40)
+    assert len([blob for blob in ahead.touched if blob in digests(parts[42:])]) == 96
 
 
 def test_behind_scattered_reads_each_chunk_is_named_once_in_a_while(
@@ -275,7 +293,7 @@ def test_there_is_room_for_so_many(image: Image, monkeypatch: pytest.MonkeyPatch
         ahead.touch(Digest.of(number.to_bytes(2, "big")))
     ahead.end()
     ahead.work()
-    assert told == [Digest.of(number.to_bytes(2, "big")) for number in range(64)]
+    assert told == [Digest.of(number.to_bytes(2, "big")) for number in range(256)]
 
 
 def test_nothing_that_goes_wrong_ends_it(forge: Forge, image: Image, parts: list[FileChunk]) -> None:
