@@ -54,14 +54,24 @@ class Daemon:
 
         Args:
             load: called in the daemon at once; what it returns is called with the task.
+
+        Raises:
+            OSError: if there can be no further process, or no further descriptor.
         """
         sys.path[:] = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100  the daemon stands in /
-        task_out, task_in = _pipe()
-        report_out, report_in = _pipe()
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # closed when the program began
                 stream.flush()
-        self._child = os.fork()
+        ends: list[int] = []
+        try:
+            ends += _pipe()
+            ends += _pipe()
+            self._child = os.fork()
+        except OSError:
+            for end in ends:
+                os.close(end)
+            raise
+        task_out, task_in, report_out, report_in = ends
         if self._child == 0:
             # only who waits has the other ends: the daemon notices when that one is gone
             os.close(task_in)
@@ -174,10 +184,17 @@ def _work(load: Callable[[], Callable[[Task], Job]], tasks: int, reports: int) -
 def _pipe() -> tuple[int, int]:
     """A pipe whose ends are not in the place of standard streams, should those be closed."""
     ends = os.pipe()
-    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for end in ends]
-    for end in ends:
-        os.close(end)
-    return moved[0], moved[1]
+    try:
+        reader = fcntl.fcntl(ends[0], fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+        try:
+            writer = fcntl.fcntl(ends[1], fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+        except OSError:
+            os.close(reader)
+            raise
+    finally:
+        for end in ends:
+            os.close(end)
+    return reader, writer
 
 
 def _received(pipe: int) -> Task | None:

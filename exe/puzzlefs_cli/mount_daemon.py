@@ -21,12 +21,15 @@ def daemon_for(words: Sequence[str]) -> Daemon | None:
     """The process that will serve what a command line mounts, if it looks like one that mounts something.
 
     A guess that is wrong does no harm: a daemon that is not told what to do ends, and ``mount`` starts one where there
-    is none.
+    is none. So nothing is said here where none can be started.
     """
     first = next((word for word in words if word != "--debug"), None)
     if first != "mount" or any(word in _SERVES_NOBODY for word in words):
         return None
-    return mount_daemon()
+    try:
+        return mount_daemon()
+    except OSError:
+        return None
 
 
 def mount_daemon() -> Daemon:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from puzzlefs_cli.mount_daemon import daemon_for
+
 pytestmark = pytest.mark.unit
 
 _PROGRAM = """
@@ -226,3 +228,37 @@ def _has_writer(fifo: int) -> bool:
         return os.read(fifo, 1) != b""
     except BlockingIOError:
         return True
+
+
+@pytest.mark.parametrize("descriptors", range(3, 12))
+def test_where_no_daemon_can_be_started_nothing_is_left_of_it(descriptors: int) -> None:
+    program = f"""
+import os, resource
+from puzzlefs_cli.mount_daemon import daemon_for
+before = os.listdir("/proc/self/fd")
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, hard))
+daemon = daemon_for(["mount", "image:tag", "point"])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+if daemon is None:
+    assert os.listdir("/proc/self/fd") == before
+print(daemon is not None)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (result.stdout, result.stderr) == (f"{descriptors >= 9}\n", "")
+
+
+def test_a_daemon_that_cannot_be_forked_is_nothing_to_speak_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, "fork", refuse)
+    assert daemon_for(["mount", "image:tag", "point"]) is None
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("words", [[], ["ls", "mount"], ["--debug"], ["mount", "-f", "a", "b"], ["mount", "--help"]])
+def test_nothing_is_started_for_what_serves_nobody(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fork")
+    assert daemon_for(words) is None
