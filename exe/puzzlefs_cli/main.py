@@ -6,6 +6,7 @@ this one reads the command line. Until then nothing is imported that takes long.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from puzzlefs_cli.daemon import Daemon
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None, daemon: Daemon | None = None) -> int:
@@ -60,7 +63,8 @@ def describe(error: BaseException) -> str:
     elif isinstance(error, KeyboardInterrupt):
         text = "interrupted; nothing that was there before has changed"
     elif isinstance(error, OSError):
-        text = str(error)
+        is_output = error.filename is None and error.errno in _NO_ROOM  # the library says what it could not write
+        text = f"the output cannot be written: {error.strerror}" if is_output else str(error)
     else:
         text = (
             f"a defect in puzzlefs: {type(error).__name__}: {error}; run it again with --debug and report what it shows"
