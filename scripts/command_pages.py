@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from puzzlefs_cli.command_line import make_parser
+from puzzlefs_cli.main import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100

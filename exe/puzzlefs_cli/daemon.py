@@ -1,128 +1,94 @@
 """Running something in the background so that its beginning is seen in the foreground.
 
-``Daemon(load)`` forks a process that calls ``load``, to import what it will need, and waits for its task;
-``run(task)`` gives it one and returns when it says that it is ready. If it fails before, its error comes out of
-``run``, in the process that the user looks at, as if nothing had been forked. A daemon without a task ends with the
-process that started it.
+``in_background(work)`` forks a daemon that calls ``work`` and returns when ``work`` says that it is ready. If
+``work`` fails before, its error comes out of ``in_background``, in the process that the user looks at, as if nothing
+had been forked. That process can do something for the daemon until then (``meanwhile``).
 
 The daemon has a session of its own and no terminal, stands in ``/``, has ``/dev/null`` for standard streams, and has
-inherited no other descriptor but two pipes: one brings the task, through the other it reports. It must be forked while
-the process has one thread.
+inherited no other descriptors but two pipes: it reports through one, and is told something through the other. Must be
+called while the process has one thread.
 
-The task is a tuple of plain values as ``marshal`` writes them, from one process to its own fork. The report is one JSON
-object: ``{}`` for ready, or what went wrong (``process_report``). No report at all means that the daemon died.
-
-This module is imported before anything else, so it imports nothing that takes long.
+The report is one JSON object: ``{}`` for ready, or what went wrong (``process_report``). No report at all means that
+the daemon died.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import marshal
+import json
+import logging
 import os
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, NoReturn, Protocol
-
-    Task = tuple[Any, ...]
-    """What a daemon is to do: strings, numbers, booleans, None, and tuples of such."""
-
-    class Job(Protocol):
-        """Doing one task."""
-
-        def run(self, ready: Callable[[], None]) -> None:
-            """Do it, and call ``ready`` once. If the foreground process is gone by then, that raises, so that what was
-            begun is taken back."""
-
-        def failed(self) -> None:
-            """Called if ``run`` raised before it was ready, after the error was reported."""
-
+from puzzlefs.errors import MountError, PuzzlefsError
+from puzzlefs.mount.process_report import describe, understand
 
 _FIRST_FREE = 3
 _MAX_FD = 1 << 30
-_READ_SIZE = 1 << 16
+
+Work = Callable[[Callable[[], None], Callable[[], bytes]], None]
+"""What a daemon does, see ``in_background``."""
+
+log = logging.getLogger("puzzlefs.mount")
 
 
-class Daemon:
-    """A process in the background that waits to be told what to do."""
+def in_background(
+    work: Work,
+    *,
+    meanwhile: Callable[[], bytes] | None = None,
+    on_failure: Callable[[], object] | None = None,
+    debug: bool = False,
+) -> None:
+    """Run ``work(ready, told)`` in a daemon; return when it has called ``ready()``.
 
-    def __init__(self, load: Callable[[], Callable[[Task], Job]]) -> None:
-        """Start it.
+    Args:
+        work: what to do; it calls ``ready`` once. If the foreground process is gone by then, that call raises, so
+            that what was begun is taken back. ``told()``, which it calls once, waits for what ``meanwhile`` returns;
+            less than that, or nothing, comes if that process is gone.
+        meanwhile: what this process does after the fork.
+        on_failure: called in the daemon if ``work`` fails before it is ready, after the error was reported.
+        debug: whether to show the daemon's traceback on stderr.
 
-        Args:
-            load: called in the daemon at once; what it returns is called with the task.
-
-        Raises:
-            OSError: if there can be no further process, or no further descriptor.
-        """
-        sys.path[:] = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100  the daemon stands in /
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # closed when the program began
-                stream.flush()
-        ends: list[int] = []
-        try:
-            ends += _pipe()
-            ends += _pipe()
-            self._child = os.fork()
-        except OSError:
-            for end in ends:
-                os.close(end)
-            raise
-        task_out, task_in, report_out, report_in = ends
-        if self._child == 0:
-            # only who waits has the other ends: the daemon notices when that one is gone
-            os.close(task_in)
-            os.close(report_out)
-            _leave(load, task_out, report_in)
-        os.close(task_out)
-        os.close(report_in)
-        self._task = task_in
-        self._report = report_out
-
-    def run(self, task: Task, *, debug: bool = False) -> None:
-        """Let the daemon do its task; return when it is ready. Once.
-
-        Args:
-            task: the task.
-            debug: whether to show the daemon's traceback on stderr.
-
-        Raises:
-            PuzzlefsError: what went wrong before it was ready; ``MountError`` if the daemon died without a word.
-            OSError: likewise.
-            RuntimeError: for anything else that went wrong there: a defect.
-        """
-        try:
-            with open(self._task, "wb") as pipe:
-                marshal.dump(task, pipe)
-        except BrokenPipeError:
-            pass  # it is gone, and may have said why
-        with open(self._report, "rb") as pipe:
-            os.waitpid(self._child, 0)
-            report = pipe.read()
-        _raise_reported(report, debug)
-
-    def dismiss(self) -> None:
-        """Let it end without a task, instead of ``run``."""
-        os.close(self._task)
-        os.close(self._report)
-        os.waitpid(self._child, 0)
+    Raises:
+        PuzzlefsError: what ``work`` raised before it was ready; ``MountError`` if the daemon died without a word.
+        OSError: likewise.
+        RuntimeError: for anything else that ``work`` raised: a defect.
+    """
+    read_end, write_end = _pipe()
+    told, tell = _pipe()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed when the program began
+            stream.flush()
+    child = os.fork()
+    if child == 0:
+        for fd in (read_end, tell):  # only who waits has them: the daemon notices when that one is gone
+            os.close(fd)
+        _leave(work, on_failure, write_end, told)
+    os.close(write_end)
+    os.close(told)
+    with contextlib.suppress(BrokenPipeError), open(tell, "wb") as pipe:
+        if meanwhile is not None:
+            pipe.write(meanwhile())
+    with open(read_end, "rb") as pipe:
+        os.waitpid(child, 0)
+        report = pipe.read()
+    _raise_reported(report, debug)
 
 
-def _leave(load: Callable[[], Callable[[Task], Job]], tasks: int, reports: int) -> NoReturn:
+def _leave(work: Work, on_failure: Callable[[], object] | None, pipe: int, told: int) -> NoReturn:
     """The forked process: detach, work, and never return into the caller's stack."""
     status = 1
     try:
         os.setsid()
         if os.fork():  # whoever leads a session can get a terminal again; its child cannot
             os._exit(0)
-        _detach(tasks, reports)
-        status = _work(load, tasks, reports)
+        _detach(pipe, told)
+        status = _work(work, on_failure, pipe, told)
     finally:
-        if "logging" in sys.modules:
-            sys.modules["logging"].shutdown()
+        logging.shutdown()
         os._exit(status)
 
 
@@ -139,80 +105,51 @@ def _detach(*kept: int) -> None:
     os.closerange(first, _MAX_FD)
 
 
-def _work(load: Callable[[], Callable[[Task], Job]], tasks: int, reports: int) -> int:
+def _work(work: Work, on_failure: Callable[[], object] | None, pipe: int, told: int) -> int:
     waiting = True
 
     def let_go() -> None:
         if waiting:
-            os.close(reports)  # only the daemon itself reports, and its end is the end
+            os.close(pipe)  # only the daemon itself reports, and its end is the end
 
     os.register_at_fork(after_in_child=let_go)
 
     def ready() -> None:
         nonlocal waiting
         waiting = False
-        _report(reports, {})
+        _report(pipe, {})
 
-    job: Job | None = None
     try:
-        begin = load()
-        task = _received(tasks)
-        if task is None:
-            return 0
-        job = begin(task)
-        job.run(ready)
-    except BaseException as error:  # it is told to those who wait
-        import logging  # noqa: PLC0415
-
-        from puzzlefs.errors import PuzzlefsError  # noqa: PLC0415
-        from puzzlefs.mount.process_report import describe  # noqa: PLC0415
-
-        log = logging.getLogger("puzzlefs.mount")
+        work(ready, lambda: _read_all(told))
+    except BaseException as error:
         if not waiting:
             log.critical("the server of the mount failed: %s", error, exc_info=not isinstance(error, PuzzlefsError))
             return 1
         log.error("%s", error)
-        _report(reports, describe(error))
-        if job is not None:
-            job.failed()
+        _report(pipe, describe(error))
+        if on_failure is not None:
+            on_failure()
         return 1
     if waiting:
-        os.close(reports)  # ended without having been ready: somebody unmounted it at once
+        os.close(pipe)  # ended without having been ready: somebody unmounted it at once
     return 0
 
 
 def _pipe() -> tuple[int, int]:
     """A pipe whose ends are not in the place of standard streams, should those be closed."""
     ends = os.pipe()
-    try:
-        reader = fcntl.fcntl(ends[0], fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
-        try:
-            writer = fcntl.fcntl(ends[1], fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
-        except OSError:
-            os.close(reader)
-            raise
-    finally:
-        for end in ends:
-            os.close(end)
-    return reader, writer
+    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for end in ends]
+    for end in ends:
+        os.close(end)
+    return moved[0], moved[1]
 
 
-def _received(pipe: int) -> Task | None:
-    """The task; ``None`` if who would have given one is gone."""
-    data = b""
-    while part := os.read(pipe, _READ_SIZE):
-        data += part
-    os.close(pipe)
-    try:
-        task: Task = marshal.loads(data)  # noqa: S302  from the process that this one was forked from
-    except (EOFError, ValueError):
-        return None  # nothing, or only its beginning
-    return task
+def _read_all(pipe: int) -> bytes:
+    with open(pipe, "rb") as file:
+        return file.read()
 
 
 def _report(pipe: int, report: dict[str, str | int | None]) -> None:
-    import json  # noqa: PLC0415
-
     try:
         os.write(pipe, json.dumps(report).encode())
     finally:
@@ -221,19 +158,13 @@ def _report(pipe: int, report: dict[str, str | int | None]) -> None:
 
 def _raise_reported(report: bytes, debug: bool) -> None:
     """Raise the error that a daemon reported, as the class that it was."""
-    if report == b"{}":
-        return
     if not report:
-        from puzzlefs.errors import MountError  # noqa: PLC0415
-
         raise MountError(
             "the server in the background ended before the mount was ready", hint="run it with -f to see why"
         )
-    import json  # noqa: PLC0415
-
-    from puzzlefs.mount.process_report import understand  # noqa: PLC0415
-
     fields = json.loads(report)
+    if not fields:
+        return
     if debug:
         print(fields["traceback"], end="", file=sys.stderr)
     error = understand(fields)

@@ -1,43 +1,124 @@
-"""The entry point, and the one place where errors become a line on stderr and an exit code.
+"""The entry point: one parser, one place where errors become a line on stderr and an exit code.
 
-A boot waits for ``mount``, so the process that will serve is started first of all: it loads what a mount needs while
-this one reads the command line. Until then nothing is imported that takes long.
+Starting must be quick, since a boot waits for ``mount``: the module of a verb is imported when it is the one that was
+typed (or all are to be listed), and imports what it needs of the library when it runs.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import errno
+import importlib
 import os
 import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
 
-from puzzlefs_cli.mount_daemon import daemon_for
+from puzzlefs import __version__
+from puzzlefs.errors import PuzzlefsError
+from puzzlefs_cli.arguments import HelpFormatter
+from puzzlefs_cli.exit_codes import ExitCode, exit_code
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import NoReturn
+_VERBS: Final = {
+    "build": "build",
+    "mount": "mount",
+    "umount": "umount",
+    "status": "status",
+    "verify": "verify",
+    "restart": "restart",
+    "commit": "commit",
+    "shell": "shell",
+    "extract": "extract",
+    "history": "history",
+    "inspect": "inspect_image",
+    "ls": "ls",
+    "stat": "stat_",
+    "tree": "tree",
+    "find": "find",
+    "cat": "cat",
+    "du": "du",
+    "stats": "stats",
+    "diff": "diff",
+    "tags": "tags",
+    "tag": "tag",
+    "untag": "untag",
+    "copy": "copy_",
+    "canonicalize": "canonicalize",
+    "convert": "convert",
+    "export": "export",
+    "import": "import_",
+    "fsck": "fsck",
+    "gc": "gc_",
+    "enable-fs-verity": "enable_verity",
+    "completion": "completion",
+}
+"""The verbs in the order of the help, and the modules that run them."""
 
-    from puzzlefs_cli.daemon import Daemon
+_RUNS_A_COMMAND: Final = "shell"
+"""The verb behind whose image everything belongs to a command, options too."""
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_EPILOG = """\
+exit codes:
+  0  done                      5  integrity: data is not what its digest says
+  2  usage                     6  not supported by this kernel, file system or user
+  3  not found                 7  input/output: reading, writing or mounting failed
+  4  bad image                70  a defect in puzzlefs itself
+
+example:
+  puzzlefs build rootfs images:debian && puzzlefs mount images:debian /mnt
+"""
 
 
-def main(argv: Sequence[str] | None = None, daemon: Daemon | None = None) -> int:
-    """Run the command line and return its exit code.
+def make_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole command line, or of the one verb that is named."""
+    parser = argparse.ArgumentParser(
+        prog="puzzlefs",
+        description="Build, mount and look into container images that share chunks across versions.",
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"puzzlefs {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    # the name is said again, because argparse would lay out a usage message to find it
+    subparsers = parser.add_subparsers(prog=parser.prog, title="commands", metavar="COMMAND", required=True)
+    for verb, module in _VERBS.items():
+        if only in (None, verb):
+            importlib.import_module(f"puzzlefs_cli.{module}").add_parser(subparsers)
+    return parser if only is None else subparsers.choices[only]
 
-    Args:
-        argv: the command line, without the name of the command (default: that of this process).
-        daemon: what ``daemon_for`` has started for it.
-    """
-    from puzzlefs_cli.command_line import make_parser, parse  # noqa: PLC0415
-    from puzzlefs_cli.exit_codes import ExitCode, exit_code  # noqa: PLC0415
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """What the words of the command line say; options may stand anywhere behind the verb."""
+    if next((word for word in arguments if word != "--debug"), None) == _RUNS_A_COMMAND:
+        return _parse_with_command(arguments)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    if arguments and arguments[0] in _VERBS:
+        args = make_parser(arguments[0]).parse_intermixed_args(arguments[1:])
+    else:
+        args = make_parser().parse_args(arguments)
+    args.debug = debug
+    return args
+
+
+def _parse_with_command(arguments: Sequence[str]) -> argparse.Namespace:
+    first = list(arguments).index(_RUNS_A_COMMAND)
+    args = make_parser(_RUNS_A_COMMAND).parse_args(arguments[first + 1 :])
+    args.debug = args.debug or first > 0
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what could stand here
         from puzzlefs_cli.completion import complete  # noqa: PLC0415
 
         complete(make_parser())
     args = parse(sys.argv[1:] if argv is None else argv)
-    args.daemon = daemon
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -56,8 +137,6 @@ def main(argv: Sequence[str] | None = None, daemon: Daemon | None = None) -> int
 
 def describe(error: BaseException) -> str:
     """An error as one line: what, which object, what to do next."""
-    from puzzlefs.errors import PuzzlefsError  # noqa: PLC0415
-
     if isinstance(error, PuzzlefsError):
         text = str(error)
     elif isinstance(error, KeyboardInterrupt):
@@ -74,7 +153,7 @@ def describe(error: BaseException) -> str:
 
 def run() -> None:
     """The installed command: ``main``, with its result as the exit status."""
-    leave(main(daemon=daemon_for(sys.argv[1:])))
+    leave(main())
 
 
 def leave(code: int) -> NoReturn:
@@ -83,8 +162,6 @@ def leave(code: int) -> NoReturn:
     It would touch all that the process has, and behind a mount that is served in the background, each page of that is
     shared with the server and would be copied first.
     """
-    import contextlib  # noqa: PLC0415  as everything here, after the daemon was started
-
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # none, full, or closed: ``main`` has said so
             stream.flush()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import gc
+import marshal
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from puzzlefs.errors import InvalidArgumentError
+from puzzlefs.oci import ImageReference, ManifestOutline
 from puzzlefs_cli.arguments import IMAGE_HELP, HelpFormatter, words
-from puzzlefs_cli.mount_daemon import mount_daemon
-from puzzlefs_cli.mount_log import LEVELS, level_from
-from puzzlefs_cli.mount_task import MountTask
+from puzzlefs_cli.daemon import in_background
+from puzzlefs_cli.heap import keep_memory_together
+from puzzlefs_cli.mount_log import LEVELS, level_from, log_in_background, log_to_stderr
 from puzzlefs_cli.options import add_serving_options
 
 if TYPE_CHECKING:
-    from puzzlefs.oci import ImageReference
+    from puzzlefs.mount import ReadinessFifo
+    from puzzlefs.mount.successor import Successor
 
 _DESCRIPTION = """\
 Mount an image, read-only unless -w or -p is given. The command returns when the mount point answers; a server stays
@@ -103,6 +107,51 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
+_LARGE: Final = 128 << 10
+"""Bytes of a directory of blobs (about two thousand on ext4, and six on tmpfs) below which no manifest takes long."""
+
+_TAKEOVER = "puzzlefs_cli.takeover"
+"""What a guardian has another version of this program run; its name is the interface between versions."""
+
+
+class _Request(NamedTuple):
+    """What was asked for, with paths that stay right in another directory."""
+
+    image: ImageReference
+    mountpoint: Path
+    options: tuple[str, ...]
+    digest: str | None
+    verity: Literal["auto", "kernel", "user"]
+    engine: Literal["auto", "kernel", "pyfuse3"]
+    is_writable: bool
+    upper: Path | None
+    supervise: bool | None
+    is_foreground: bool
+    paths: tuple[str, ...]
+    log_level: int
+    log_file: Path | None
+
+    def successor(self) -> Successor | None:
+        """The program that a supervised mount is served by after SIGHUP; ``None``: it is not supervised."""
+        if not self._is_supervised():
+            return None
+        from puzzlefs.mount.successor import Successor, command_of  # noqa: PLC0415
+
+        settings = {
+            "log_level": self.log_level,
+            "log_file": None if self.log_file is None else os.fspath(self.log_file),
+            "foreground": self.is_foreground,
+        }
+        return Successor(command_of(_TAKEOVER, self.paths), settings)
+
+    def _is_supervised(self) -> bool:
+        if self.supervise is not None:
+            return self.supervise
+        from puzzlefs.mount import can_supervise  # noqa: PLC0415
+
+        return not self.is_foreground and can_supervise(self.engine)
+
+
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says."""
     gc.disable()  # until there is a mount: modules are loaded and an image is opened, and none of it is garbage
@@ -113,60 +162,45 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    # What a mount needs is loaded in the process that serves it, or starts who does: memory that was filled before a
+    # fork is copied page by page by whoever touches it first.
     _, image, (mountpoint,) = words(args.words, [], ["MOUNTPOINT"])
     is_writable = args.writable or args.persist is not None
     if is_writable:
         _check_writable(args)
-    if args.init:
-        _check_fifo(args.init)
-    sys.path[:] = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100  a server stands in /
-    task = MountTask(
-        layout=_absolute(image.layout),
-        tag=image.tag,
-        mountpoint=_absolute(mountpoint),
+    sys.path[:] = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100  the daemon stands in /
+    fifo = _fifo(args.init) if args.init else None
+    request = _Request(
+        image=ImageReference(image.layout.absolute(), image.tag),
+        mountpoint=Path(mountpoint).absolute(),
         options=tuple(args.options),
         digest=args.digest,
         verity=args.verity,
         engine=args.engine,
         is_writable=is_writable,
-        upper=None if args.persist is None else _absolute(args.persist),
+        upper=None if args.persist is None else Path(args.persist).absolute(),
         supervise=args.supervise,
         is_foreground=args.foreground,
-        fifo=_absolute(args.init) if args.init else None,
         paths=tuple(sys.path),
         log_level=level_from(args.log_level),
-        log_file=_absolute(args.log_file) if args.log_file else None,
+        log_file=Path(args.log_file).absolute() if args.log_file else None,
     )
     if args.foreground:
-        if args.daemon is not None:  # -fi looked like something else
-            args.daemon.dismiss()
-        from puzzlefs_cli.mount_job import serve_in_foreground  # noqa: PLC0415  in the background a daemon needs that
-
-        serve_in_foreground(task)
+        _in_foreground(request, fifo)
     else:
-        daemon = args.daemon or mount_daemon()
-        daemon.run(tuple(task._replace(outline=_outline(image))), debug=args.debug)
+        in_background(
+            lambda ready, told: _in_daemon(request, fifo, ready, told),
+            meanwhile=lambda: _outline(image),
+            on_failure=None if fifo is None else fifo.failed,
+            debug=args.debug,
+        )
     return 0
 
 
-def _outline(image: ImageReference) -> tuple[bytes, bytes, int] | None:
-    """What can be found out while the daemon gets ready, where it does that on another processor."""
-    if len(os.sched_getaffinity(0)) == 1:
-        return None
-    from puzzlefs.image_outline import outline_ahead  # noqa: PLC0415
-
-    outline = outline_ahead(image)
-    return None if outline is None else (outline.digest, outline.document, outline.layer_count)
-
-
-def _absolute(path: str | Path) -> str:
-    return os.fspath(Path(path).absolute())
-
-
-def _check_fifo(path: str) -> None:
+def _fifo(path: str) -> ReadinessFifo:
     from puzzlefs.mount import ReadinessFifo  # noqa: PLC0415
 
-    ReadinessFifo(Path(path))
+    return ReadinessFifo(Path(path))
 
 
 def _check_writable(args: argparse.Namespace) -> None:
@@ -182,3 +216,96 @@ def _check_writable(args: argparse.Namespace) -> None:
         raise InvalidArgumentError("--persist needs a directory", hint="for example --persist changes")
     if any(word == "ro" for text in args.options for word in split_words(text)):
         raise InvalidArgumentError(f"{option} contradicts the mount option 'ro'", hint="leave one of them out")
+
+
+def _in_foreground(request: _Request, fifo: ReadinessFifo | None) -> None:
+    was_ready = False
+
+    def ready() -> None:
+        nonlocal was_ready
+        was_ready = True
+        _announce(fifo)
+
+    log_to_stderr(request.log_level)
+    try:
+        _serve(request, ready, lambda: None)
+    except BaseException:
+        if fifo is not None and not was_ready:
+            fifo.failed()
+        raise
+
+
+def _outline(image: ImageReference) -> bytes:
+    """What can be found out about an image while the daemon gets ready, if it does that on another processor."""
+    try:
+        is_worth_it = (image.layout / "blobs" / "sha256").stat().st_size > _LARGE and len(os.sched_getaffinity(0)) > 1
+    except OSError:
+        is_worth_it = False
+    if not is_worth_it:
+        return b""
+    from puzzlefs.image_outline import outline_ahead  # noqa: PLC0415
+
+    outline = outline_ahead(image)
+    return b"" if outline is None else marshal.dumps(tuple(outline))
+
+
+def _understood(data: bytes) -> ManifestOutline | None:
+    try:
+        return ManifestOutline(*marshal.loads(data))  # noqa: S302  from the process that this one was forked from
+    except (EOFError, ValueError):
+        return None  # nothing, or only its beginning
+
+
+def _in_daemon(
+    request: _Request, fifo: ReadinessFifo | None, report: Callable[[], None], told: Callable[[], bytes]
+) -> None:
+    def ready() -> None:
+        report()
+        _announce(fifo)
+
+    log_in_background(request.log_level, request.log_file)
+    _serve(request, ready, lambda: _understood(told()))
+
+
+def _announce(fifo: ReadinessFifo | None) -> None:
+    if fifo is not None:
+        fifo.ready()
+    # everything that is alive now stays so until the end: the collector need not look at it again
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def _serve(request: _Request, ready: Callable[[], None], outline: Callable[[], ManifestOutline | None]) -> None:
+    # all that a mount needs is loaded before the outline, which somebody else works out meanwhile, is waited for
+    import puzzlefs.mount.guardian  # noqa: F401, PLC0415
+    from puzzlefs.image import open_image  # noqa: PLC0415
+    from puzzlefs.mount import mount, parse_options  # noqa: PLC0415
+
+    keep_memory_together()
+    options = parse_options(request.options)
+    successor = request.successor()
+    with open_image(request.image, digest=request.digest, verity=request.verity, outline=outline()) as image:
+        if request.is_writable:
+            from puzzlefs.mount.writable import mount_writable  # noqa: PLC0415
+
+            mount_writable(
+                image,
+                request.mountpoint,
+                options,
+                upper=request.upper,
+                on_ready=ready,
+                engine=request.engine,
+                supervise=successor is not None,
+                successor=successor,
+            )
+        else:
+            mount(
+                image,
+                request.mountpoint,
+                options,
+                on_ready=ready,
+                engine=request.engine,
+                supervise=successor is not None,
+                successor=successor,
+            )

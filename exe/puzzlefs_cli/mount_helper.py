@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from puzzlefs.mount.options import escape, split_words
 from puzzlefs_cli.exit_codes import ExitCode
 from puzzlefs_cli.main import leave, main
-from puzzlefs_cli.mount_daemon import daemon_for
 
 _USAGE = "usage: mount.puzzlefs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]"
 _DEFAULTS = "dev,suid"
@@ -54,10 +53,9 @@ def translate(words: Sequence[str]) -> list[str] | None:
 
 def run() -> None:
     """The installed command."""
-    daemon = daemon_for(["mount"])
     try:
         command = translate(sys.argv[1:])
     except getopt.GetoptError as error:
         print(f"mount.puzzlefs: {error}; {_USAGE}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
-    leave(ExitCode.OK if command is None else main(command, daemon))
+    leave(ExitCode.OK if command is None else main(command))

@@ -16,26 +16,7 @@ _PROMPTLY = 4.0  # seconds; well below the 5 that a failure may wait for a reade
 _NO_DIGEST = "0" * 64
 
 
-def _processes(words: str) -> list[int]:
-    found = subprocess.run(["pgrep", "-f", words], capture_output=True, text=True, check=True)
-    return [int(pid) for pid in found.stdout.split()]
-
-
 # ---- the FIFO
-
-
-def test_no_process_waits_beside_a_server_in_the_foreground(odd: Built, point: Path, fifo: Path) -> None:
-    """A daemon is started before the command line is read, and -fi does not look like the foreground then."""
-    image = odd.image("v3")
-    with subprocess.Popen([*COMMAND, "mount", f"-fi{fifo}", image, str(point)]) as process:
-        try:
-            assert read_fifo(fifo) == b"s"
-            deadline = time.monotonic() + 5
-            while (found := _processes(f"mount -fi{fifo}")) != [process.pid]:
-                assert time.monotonic() < deadline, found
-                time.sleep(0.01)
-        finally:
-            process.terminate()
 
 
 @pytest.mark.parametrize("where", [["-f"], []])

@@ -12,9 +12,8 @@ import pytest
 from puzzlefs import errors
 from puzzlefs.errors import InvalidArgumentError, PuzzlefsError
 from puzzlefs_cli.arguments import size, words
-from puzzlefs_cli.command_line import parse
 from puzzlefs_cli.exit_codes import ExitCode, exit_code
-from puzzlefs_cli.main import describe
+from puzzlefs_cli.main import describe, parse
 
 pytestmark = pytest.mark.unit
 
@@ -117,7 +116,7 @@ def test_options_may_stand_between_the_words(given: list[str]) -> None:
 
 
 def test_only_the_module_of_the_verb_is_loaded() -> None:
-    code = "import sys; from puzzlefs_cli.command_line import parse; parse(['umount', '/mnt']); print(*sys.modules)"
+    code = "import sys; from puzzlefs_cli.main import parse; parse(['umount', '/mnt']); print(*sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "puzzlefs_cli.umount" in printed
     assert "puzzlefs_cli.build" not in printed

@@ -6,45 +6,28 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-
-from puzzlefs_cli.mount_daemon import daemon_for
 
 pytestmark = pytest.mark.unit
 
 _PROGRAM = """
 import os, select, signal, sys
 from puzzlefs import errors
-from puzzlefs_cli.daemon import Daemon
+from puzzlefs_cli.daemon import in_background
 from puzzlefs_cli.exit_codes import exit_code
 
 def note(text):
     with open({notes!r}, "a") as file:
         file.write(text + "\\n")
 
-class Job:
-    def __init__(self, task):
-        self.task = task
-
-    def run(self, ready):
-        task = self.task
+def work(ready, told):
 {work}
-
-    def failed(self):
-        note("failed")
-
-def load():
-    {load}
-    return Job
 
 starter = os.getpid()
 try:
-    daemon = Daemon(load)
-    {meanwhile}
-    daemon.run(("task", 1, None, ("a", "b" * {size})), debug={debug})
+    in_background(work, meanwhile={meanwhile}, on_failure=lambda: note("failed"), debug={debug})
 except Exception as error:
     print(f"{{type(error).__name__}}: {{error}}")
     sys.exit(int(exit_code(error)))
@@ -52,17 +35,13 @@ print("ready")
 """
 
 
-def _program(
-    notes: Path, work: str, *, load: str = "pass", meanwhile: str = "pass", size: int = 1, debug: bool = False
-) -> str:
-    body = "\n".join("        " + line for line in work.splitlines())
-    return _PROGRAM.format(notes=str(notes), work=body, load=load, meanwhile=meanwhile, size=size, debug=debug)
-
-
-def _run(tmp_path: Path, work: str, **how: str | int) -> tuple[subprocess.CompletedProcess[str], str]:
+def _run(
+    tmp_path: Path, work: str, *, meanwhile: str = "None", debug: bool = False
+) -> tuple[subprocess.CompletedProcess[str], str]:
     notes = tmp_path / "notes"
     notes.touch()
-    program = _program(notes, work, **how)  # type: ignore[arg-type]
+    body = "\n".join("    " + line for line in work.splitlines())
+    program = _PROGRAM.format(notes=str(notes), work=body, meanwhile=meanwhile, debug=debug)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     return result, notes.read_text()
 
@@ -143,7 +122,7 @@ def test_what_the_daemon_is(tmp_path: Path) -> None:
 
 def test_closed_standard_streams(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
-    program = _program(notes, "note('working'); ready()")
+    program = _PROGRAM.format(notes=str(notes), work="    note('working'); ready()", meanwhile="None", debug=False)
     command = 'exec "$0" -c "$1" <&- >&- 2>&-'
     result = subprocess.run(["sh", "-c", command, sys.executable, program], timeout=30, check=False)
     assert notes.read_text() == "working\n"
@@ -167,98 +146,38 @@ except OSError as error:
     assert fifo.read_text() == "BrokenPipeError"
 
 
-def test_the_task_comes_as_it_was_given(tmp_path: Path) -> None:
-    result, notes = _run(tmp_path, "note(f'{task[:3]} {task[3][0]} {len(task[3][1])}'); ready()", size=200_000)
-    assert (result.returncode, result.stdout) == (0, "ready\n")
-    assert notes == "('task', 1, None) a 200000\n"
+@pytest.mark.parametrize(("meanwhile", "size"), [("None", 0), ("lambda: b''", 0), ("lambda: bytes(200_000)", 200_000)])
+def test_what_it_is_told(tmp_path: Path, meanwhile: str, size: int) -> None:
+    result, notes = _run(tmp_path, "note(str(len(told()))); ready()", meanwhile=meanwhile)
+    assert (result.returncode, result.stdout, notes) == (0, "ready\n", f"{size}\n")
 
 
-def test_it_loads_before_it_has_a_task(tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+def test_both_work_at_the_same_time(tmp_path: Path) -> None:
+    for name in ("there", "back"):
+        os.mkfifo(tmp_path / name)
+    there, back = str(tmp_path / "there"), str(tmp_path / "back")
     result, notes = _run(
         tmp_path,
-        "note('working'); ready()",
-        load=f"note('loaded'); open({str(fifo)!r}, 'w').close()",
-        meanwhile=f"open({str(fifo)!r}).read(); note('told')",
+        f"open({there!r}, 'w').close(); open({back!r}).close(); note(told().decode()); ready()",
+        meanwhile=f"lambda: (open({there!r}).close(), open({back!r}, 'w').close(), b'done')[2]",
     )
-    assert result.returncode == 0
-    assert notes == "loaded\ntold\nworking\n"
+    assert (result.returncode, notes) == (0, "done\n")
 
 
-def test_what_goes_wrong_while_it_loads_is_told(tmp_path: Path) -> None:
-    result, notes = _run(tmp_path, "ready()", load="raise ImportError('no such thing')")
-    assert result.returncode == 70
-    assert result.stdout.startswith("RuntimeError: ImportError: no such thing")
-    assert notes == ""  # there was no job that could fail
+@pytest.mark.parametrize("end", ["raise errors.NotFoundError('gone')", "os._exit(1)"])
+def test_a_daemon_that_fails_without_listening(tmp_path: Path, end: str) -> None:
+    result, _ = _run(tmp_path, end, meanwhile="lambda: bytes(200_000)")
+    assert result.returncode == (3 if "raise" in end else 7)
+    assert result.stderr == ""
 
 
-def test_a_daemon_that_dies_while_it_loads(tmp_path: Path) -> None:
-    result, _ = _run(tmp_path, "ready()", load="os._exit(3)", size=200_000)
-    assert result.returncode == 7
-    assert result.stdout.startswith("MountError: the server in the background ended before the mount was ready")
-
-
-@pytest.mark.parametrize(
-    "end",
-    ["sys.exit(0)", "os._exit(0)", "os.kill(starter, signal.SIGKILL)", "daemon.dismiss(); reader.read(); sys.exit(0)"],
-)
-def test_a_daemon_without_a_task_ends(tmp_path: Path, end: str) -> None:
-    alive = tmp_path / "alive"
-    os.mkfifo(alive)
-    _, notes = _run(
+def test_who_would_have_told_is_gone(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    result, _ = _run(
         tmp_path,
-        "note('working')",
-        load=f"os.open({str(alive)!r}, os.O_WRONLY)",
-        meanwhile=f"reader = open({str(alive)!r}); {end}",
+        f"data = told(); open({str(fifo)!r}, 'w').write(str(len(data)))",
+        meanwhile="lambda: os.kill(starter, signal.SIGKILL)",
     )
-    reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        deadline = time.monotonic() + 10
-        while _has_writer(reader):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        os.close(reader)
-    assert notes == ""
-
-
-def _has_writer(fifo: int) -> bool:
-    try:
-        return os.read(fifo, 1) != b""
-    except BlockingIOError:
-        return True
-
-
-@pytest.mark.parametrize("descriptors", range(3, 12))
-def test_where_no_daemon_can_be_started_nothing_is_left_of_it(descriptors: int) -> None:
-    program = f"""
-import os, resource
-from puzzlefs_cli.mount_daemon import daemon_for
-before = os.listdir("/proc/self/fd")
-soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, hard))
-daemon = daemon_for(["mount", "image:tag", "point"])
-resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-if daemon is None:
-    assert os.listdir("/proc/self/fd") == before
-print(daemon is not None)
-"""
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
-    assert (result.stdout, result.stderr) == (f"{descriptors >= 9}\n", "")
-
-
-def test_a_daemon_that_cannot_be_forked_is_nothing_to_speak_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> int:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-
-    before = os.listdir("/proc/self/fd")
-    monkeypatch.setattr(os, "fork", refuse)
-    assert daemon_for(["mount", "image:tag", "point"]) is None
-    assert os.listdir("/proc/self/fd") == before
-
-
-@pytest.mark.parametrize("words", [[], ["ls", "mount"], ["--debug"], ["mount", "-f", "a", "b"], ["mount", "--help"]])
-def test_nothing_is_started_for_what_serves_nobody(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "fork")
-    assert daemon_for(words) is None
+    assert result.returncode == -signal.SIGKILL
+    assert fifo.read_text() == "0"

@@ -23,8 +23,7 @@ def test_little_is_loaded_before_a_mount() -> None:
     """What takes long to load, and what only builders need, is not on the way (docs/adr/0018)."""
     late = ("ast", "dataclasses", "dis", "inspect", "random", "shutil", "subprocess", "puzzlefs.blobs.writer")
     program = (
-        "import sys, puzzlefs_cli.mount_job; from puzzlefs_cli.command_line import parse; "
-        "parse(['mount', 'layout:tag', 'point']); "
+        "import sys, puzzlefs.mount.guardian, puzzlefs_cli.main as main; main.parse(['mount', 'layout:tag', 'point']); "
         f"print(sorted(set({late!r}) & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
