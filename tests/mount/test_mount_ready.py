@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +16,42 @@ pytestmark = pytest.mark.mount
 
 _PROMPTLY = 4.0  # seconds; well below the 5 that a failure may wait for a reader
 _NO_DIGEST = "0" * 64
+
+
+@pytest.fixture
+def large_layout(odd: Built, tmp_path: Path) -> Path:
+    """A layout with so many blobs that the command looks at the manifest while the daemon gets ready."""
+    layout = Path(shutil.copytree(odd.layout / "new", tmp_path / "large", symlinks=True))
+    for number in range(7000):
+        (layout / "blobs" / "sha256" / f"{number:064x}").touch()
+    return layout
+
+
+# ---- images with many chunks
+
+
+def test_a_large_layout(odd: Built, mounted: Mount, large_layout: Path) -> None:
+    with mounted(f"{large_layout}:v3") as mount:
+        assert (mount.path / "big" / "text").read_bytes() == (odd.source / "big" / "text").read_bytes()
+
+
+def test_what_is_wrong_in_a_large_layout(odd: Built, point: Path, large_layout: Path) -> None:
+    for tag, words, code in (("none", (), 3), ("v3", ("-d", _NO_DIGEST), 5), ("v3", ("-o", "nonsense"), 2)):
+        result = run_puzzlefs("mount", *words, f"{large_layout}:{tag}", point, check=False)
+        assert result.returncode == code
+        assert result.stderr.count("\n") == 1
+        assert not is_mounted(point)
+    index = json.loads((large_layout / "index.json").read_text())
+    (found,) = (
+        entry["digest"]
+        for entry in index["manifests"]
+        if entry["annotations"]["org.opencontainers.image.ref.name"] == "v3"
+    )
+    manifest = large_layout / "blobs" / "sha256" / found.removeprefix("sha256:")
+    manifest.write_bytes(manifest.read_bytes().replace(b'"size"', b'"siez"'))
+    result = run_puzzlefs("mount", f"{large_layout}:v3", point, check=False)
+    assert result.returncode == 5
+    assert not is_mounted(point)
 
 
 # ---- the FIFO

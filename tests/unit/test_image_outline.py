@@ -16,6 +16,7 @@ from puzzlefs.errors import IntegrityError
 from puzzlefs.image import open_image
 from puzzlefs.image_outline import outline_ahead
 from puzzlefs.oci import Descriptor, Index, Manifest, ManifestOutline, media_types, parse_reference
+from puzzlefs_cli import mount
 
 pytestmark = pytest.mark.unit
 
@@ -112,3 +113,17 @@ def test_there_is_none_of_what_is_not_there(tmp_path: Path) -> None:
     assert outline_ahead(parse_reference(f"{tmp_path}/nothing:tag")) is None
     assert _outline(_forge(tmp_path / "layout"), "another") is None
     assert _outline(_forge(tmp_path / "old", version=2)) is None
+
+
+def test_a_mount_command_tells_its_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forge = _forge(tmp_path / "layout")
+    reference = parse_reference(f"{forge.path}:tag")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert mount._outline(reference) == b""  # not worth it
+    monkeypatch.setattr(mount, "_LARGE", 0)
+    told = mount._outline(reference)
+    assert mount._understood(told) == outline_ahead(reference)
+    assert all(mount._understood(told[:size]) is None for size in range(len(told)))
+    assert mount._outline(parse_reference(f"{tmp_path}/none:tag")) == b""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert mount._outline(reference) == b""
