@@ -76,9 +76,9 @@ class Manifest(NamedTuple):
     def _of(cls, document: JsonObject) -> Manifest:
         fields = dict(document)
         if fields.pop("schemaVersion", None) != _SCHEMA_VERSION:
-            raise FormatError(f"the OCI manifest's schemaVersion is not {_SCHEMA_VERSION}")
-        config = Descriptor.from_json(fields.pop("config", None), "the OCI manifest's config")
-        return cls(config, as_list(fields.pop("layers", None), "the OCI manifest's layers"), fields)
+            raise FormatError(f"{_WHAT}'s schemaVersion is not {_SCHEMA_VERSION}")
+        config = Descriptor.from_json(fields.pop("config", None), f"{_WHAT}'s config")
+        return cls(config, as_list(fields.pop("layers", None), f"{_WHAT}'s layers"), fields)
 
     @classmethod
     def skim(cls, data: bytes) -> Manifest:
@@ -88,14 +88,16 @@ class Manifest(NamedTuple):
         Raises:
             FormatError: as ``parse`` and ``rootfs``.
         """
-        skimmed = parse_without(data, _WHAT, "layers", _no_chunks)
+        skimmed = parse_without(data, _WHAT, "layers", _rootfs_positions)
         if skimmed is None:
             manifest = cls.parse(data)
-            return manifest._replace(
-                layer_objects=_LayerText(data, len(manifest.layer_objects)), known_rootfs=manifest.rootfs()
-            )
+            return manifest._as_text(data, len(manifest.layer_objects), manifest.rootfs())
         document, count, found = skimmed
-        return cls._of(document)._replace(layer_objects=_LayerText(data, count), known_rootfs=_rootfs_among(found))
+        return cls._of(document)._as_text(data, count, _rootfs_among(found))
+
+    def _as_text(self, data: bytes, layer_count: int, rootfs: Descriptor) -> Manifest:
+        """This manifest, whose layers are parsed from ``data`` when they are asked for."""
+        return self._replace(layer_objects=_LayerText(data, layer_count), known_rootfs=rootfs)
 
     def outline(self, data: bytes) -> ManifestOutline:
         """What there is to know about this manifest, which was parsed from ``data``, besides its chunks.
@@ -115,8 +117,7 @@ class Manifest(NamedTuple):
             outline: its ``outline``: the digest is that of ``data``.
         """
         manifest = cls.parse(outline.document)
-        layers = _LayerText(data, outline.layer_count)
-        return manifest._replace(layer_objects=layers, known_rootfs=manifest.rootfs())
+        return manifest._as_text(data, outline.layer_count, manifest.rootfs())
 
     def encode(self) -> bytes:
         """The bytes to store."""
@@ -135,7 +136,7 @@ class Manifest(NamedTuple):
             FormatError: at a malformed one.
         """
         for number, value in enumerate(self.layer_objects):
-            yield Descriptor.from_json(value, f"the OCI manifest's layer {number}")
+            yield Descriptor.from_json(value, f"{_WHAT}'s layer {number}")
 
     def chunk_objects(self) -> list[JsonValue]:
         """The layers besides the rootfs, still as JSON objects."""
@@ -154,10 +155,10 @@ class Manifest(NamedTuple):
         if self.known_rootfs is not None:
             return self.known_rootfs
         layers = self.layer_objects
-        return _rootfs_among([(number, layers[number]) for number in _no_chunks(layers)])
+        return _rootfs_among([(number, layers[number]) for number in _rootfs_positions(layers)])
 
 
-def _no_chunks(layers: Sequence[JsonValue]) -> list[int]:
+def _rootfs_positions(layers: Sequence[JsonValue]) -> list[int]:
     """The positions of layers that may be a rootfs; every mount waits for this, and layers are many."""
     return [
         number
@@ -187,7 +188,7 @@ class _LayerText(Sequence[JsonValue]):
         self._count = count
 
     def _parsed(self) -> Sequence[JsonValue]:
-        return as_list(parse_object(self._data, "the OCI manifest").get("layers"), "the OCI manifest's layers")
+        return as_list(parse_object(self._data, _WHAT).get("layers"), f"{_WHAT}'s layers")
 
     def __len__(self) -> int:
         return self._count
