@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-verity demo check check-verity lint format test fuzz bench clean distclean
+.PHONY: help setup setup-verity setup-original demo check check-verity lint format test fuzz bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,11 +30,14 @@ setup: ## .venv and the system packages that development needs
 setup-verity: ## kernel and emulator of the virtual machine that tests fs-verity
 	@scripts/setup.sh verity
 
-check: setup setup-verity ## everything CI checks: lint, then all tests
+setup-original: setup ## the original implementation's programs, built once by cargo
+	@scripts/setup.sh original
+
+check: setup setup-verity setup-original ## everything CI checks: lint, then all tests
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory test
 
-check-verity: setup setup-verity ## only the tests in a kernel that has fs-verity, in an emulated machine
+check-verity: setup setup-verity setup-original ## only the tests in a kernel that has fs-verity, in an emulated machine
 	@$(BIN)/python tests/verity/machine.py
 	$(BIN)/pytest -rs -m verity $(ARGS)
 

@@ -5,6 +5,7 @@
 #   scripts/setup.sh dev      that, and everything `make check` needs
 #   scripts/setup.sh bench    what `puzzlefs` needs, and the peers and the plots of `make bench`
 #   scripts/setup.sh verity   kernel and emulator of the virtual machine that tests fs-verity
+#   scripts/setup.sh original the original implementation's programs, which tests and `make bench` compare with
 #
 # Safe to repeat and quick when nothing is missing: packages are asked for by name, and .venv carries a stamp
 # made of everything that decides its contents. Only `.venv` and `__pycache__` are written inside the checkout.
@@ -207,6 +208,16 @@ need_verity_machine() {
     need_packages "${packages[@]}"
 }
 
+# --- the original's programs ------------------------------------------------------------------------------
+
+# Whoever lacks cargo loses only the tests that run them, and each of those says so.
+need_original() {
+    local start=$EPOCHREALTIME
+    need_packages capnproto gcc libc6-dev
+    "$venv/bin/python" scripts/original.py >&2 || say "without the original's programs"
+    say "the original's programs: $(seconds_since "$start")"
+}
+
 # -----------------------------------------------------------------------------------------------------------
 
 # Two makes at once must not build one .venv: the second waits here.
@@ -233,5 +244,9 @@ case ${1:-} in
         compile_bytecode
         ;;
     verity) need_verity_machine ;;
-    *) fail "usage: scripts/setup.sh run|dev|bench|verity" ;;
+    original)
+        need_venv run
+        need_original
+        ;;
+    *) fail "usage: scripts/setup.sh run|dev|bench|verity|original" ;;
 esac

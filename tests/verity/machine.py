@@ -35,6 +35,8 @@ INSIDE = "PUZZLEFS_TEST_MACHINE_REPORT"
 """The environment variable that is set inside the machine: the file in which tests are reported, a line of
 JSON each."""
 
+# Where the original's programs are kept; read while tests are collected, since a fixture changes it.
+_CACHES = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 _BOOT_AND_RUN_SECONDS = 1200
 _NEAR = "/run/near"
 _NEAR_TAG = "near"
@@ -134,6 +136,7 @@ def run_in_machine(node_ids: Sequence[str], directory: Path) -> tuple[Mapping[st
         "LC_ALL": "C.UTF-8",
         "HOME": "/run",
         "TMPDIR": "/run",
+        "XDG_CACHE_HOME": _CACHES,
     }
     assignments = [f"{name}={value}" for name, value in environment.items()]
     pytest = [
