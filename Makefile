@@ -1,7 +1,7 @@
 # `make demo` shows PuzzleFS on a real root file system; `make check` is what CI runs. Both set up what they need.
 # Variables: PYTHON (interpreter for a new .venv), ROOTFS (demo), WORKERS and ARGS (tests);
 # SECONDS and TARGET (fuzz);
-# BENCH_ROOTFS (tree), BENCH_ARGS (such as --quick) and PEER_PUZZLEFS (the original's program) for `make bench`.
+# BENCH_ROOTFS (tree), BENCH_ARGS (such as --quick) and PEER_PUZZLEFS (another program of the original's) for `make bench`.
 
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -60,6 +60,7 @@ fuzz: setup ## look for inputs that break what reads images (SECONDS=n for each 
 
 bench: ## speed and space beside other file systems, some 20 minutes, as root (BENCH_ROOTFS=dir, BENCH_ARGS=--quick)
 	@scripts/setup.sh bench
+	@scripts/setup.sh original
 	@PEER_PUZZLEFS='$(PEER_PUZZLEFS)' $(BIN)/python benchmarks/suite.py $(BENCH_ARGS) $(BENCH_ROOTFS)
 
 clean: ## remove caches and build results

@@ -18,8 +18,8 @@ other files each round (with a share of the data read, which the same command re
 it takes to see that nothing changed.
 
 Memory is the largest resident size of the largest process of a contestant; what is shown for ``find`` is this program's
-own, below which nothing can be seen. $PEER_PUZZLEFS is the original's program, if
-there is one.
+own, below which nothing can be seen. $PEER_PUZZLEFS is the original's program; without it, what
+``scripts/original.py`` has built.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from contestants import the_original
 from figures import Figures, load, measured_now, save
 from goals import BUILDING
 from tables import ratio_table, verdict_table
@@ -152,9 +153,9 @@ def contestants(rootfs: Path, work: Path, left_out: dict[str, str]) -> dict[str,
         "mkfs.erofs": ("mkfs.erofs", "{out}/image", root),
         "casync make": ("casync", "make", "--store={out}/store.castr", "{out}/image.caidx", root),
     }
-    if original := os.environ.get("PEER_PUZZLEFS"):
-        peers["the original"] = (original, "build", root, "{out}/image:t")
-        peers["the original -c"] = (original, "build", "-c", root, "{out}/image:t")
+    if program := the_original():
+        peers["the original"] = (program, "build", root, "{out}/image:t")
+        peers["the original -c"] = (program, "build", "-c", root, "{out}/image:t")
     for name, words in peers.items():
         if shutil.which(words[0]):
             found[name] = command(*words)

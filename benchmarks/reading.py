@@ -25,7 +25,7 @@ Where no goal refers to a contestant in a measure, it takes part in one or two r
 longer than --patience seconds. Memory does not scatter and is measured once.
 
 Needs root (it mounts file systems and drops the caches of the whole machine). Contestants that are not installed are
-left out and named. $PEER_PUZZLEFS is the original's program, if there is one.
+left out and named. $PEER_PUZZLEFS is the original's program; without it, what ``scripts/original.py`` has built.
 """
 
 from __future__ import annotations
