@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from puzzlefs.errors import MountError, UnsupportedError
-from puzzlefs.mount.mountinfo import Mount, is_hidden, mounted_at
+from puzzlefs.mount.mountinfo import Mount, is_hidden, is_still_there, new_mount_at
 from puzzlefs.mount.options import MountOptions, escape
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class KernelMount:
 
     def is_gone(self) -> bool:
         """Whether the kernel has ended the session: it is unmounted everywhere, and will ask for nothing more."""
+        if self.fd < 0:
+            return True
         poll = select.poll()
         poll.register(self.fd, 0)
         return bool(poll.poll(0))  # POLLERR, which is told in any case (fuse_dev_poll in fs/fuse/dev.c)
@@ -84,7 +86,8 @@ class KernelMount:
         The session goes on until the queue is closed.
         """
         # by path alone, this could hit whatever took our place, had somebody else unmounted us before
-        if self._mount is None or mounted_at(self.point) != self._mount or is_hidden(self._mount):
+        mount = self._mount
+        if mount is None or not is_still_there(mount) or (not mount.unique_id and self.is_gone()) or is_hidden(mount):
             return  # one that is hidden is for whoever covered it: its path would be looked up in what we serve
         if os.geteuid() == 0:
             _libc().umount2(os.fsencode(self.point), _MNT_DETACH | _UMOUNT_NOFOLLOW)
@@ -147,7 +150,7 @@ def mount_kernel(point: Path, options: MountOptions, fsname: str) -> KernelMount
     else:
         fd, helper = _mount_as_user(point, options, fsname)
         mount = KernelMount(fd, point, helper)
-    mount._mount = mounted_at(point)
+    mount._mount = new_mount_at(point)
     return mount
 
 

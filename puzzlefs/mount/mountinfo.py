@@ -2,6 +2,10 @@
 
 Asking the kernel's table never touches a mounted file system, so it answers even where ``stat`` on the mount point
 would hang or fail because the server behind it is dead.
+
+The numbers in the table are given out again as soon as a mount is gone, so a mount that took the place of another can
+look the same there. What tells them apart is a further number, which Linux has since 6.8; who wants to take a mount
+away later has to ask for that one in time (``new_mount_at``).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from puzzlefs.mount.namespace import has_mount, unique_mount_id
 from puzzlefs.mount.options import SUBTYPE
 
 IMAGE_FS_TYPE: Final = f"fuse.{SUBTYPE}"
@@ -29,12 +34,13 @@ class Mount(NamedTuple):
 
     Attributes:
         mount_id: its number, unique while it is mounted.
-        device: ``major:minor`` of ``st_dev`` in it; a file system that is mounted again has another one.
+        device: ``major:minor`` of ``st_dev`` in it, unique as long as anybody uses the file system.
         point: where it is.
         fs_type: file system type with the subtype, for example ``fuse.puzzlefs``.
         source: what ``mount`` shows as the source.
         parent_id: the mount that it is mounted in.
         super_options: options of the file system, as the kernel lists them.
+        unique_id: a number that no other mount ever has; 0 where it was not asked for, or cannot be looked up.
     """
 
     mount_id: int
@@ -44,9 +50,10 @@ class Mount(NamedTuple):
     source: str
     parent_id: int = 0
     super_options: bytes = b""
+    unique_id: int = 0
 
     def __eq__(self, other: object) -> bool:
-        """Whether it is the same mount: a file system that is mounted again has other numbers, and options change."""
+        """Whether they look the same in the table, but for options, which may change."""
         return isinstance(other, Mount) and self[:5] == other[:5]
 
     def __ne__(self, other: object) -> bool:
@@ -77,6 +84,18 @@ def all_mounts() -> list[Mount]:
 def mounted_at(point: Path) -> Mount | None:
     """The mount that is on top at ``point`` (an absolute path without links), ``None`` if it is no mount point."""
     return on_top(all_mounts(), point)
+
+
+def new_mount_at(point: Path) -> Mount | None:
+    """As ``mounted_at``, with its unique number. If it is an overlay, what is below it must answer."""
+    found = mounted_at(point)
+    number = unique_mount_id(point)
+    return found._replace(unique_id=number) if found is not None and has_mount(number) else found
+
+
+def is_still_there(mount: Mount) -> bool:
+    """Whether ``mount``, from ``new_mount_at``, is still the one that is on top at its place."""
+    return mounted_at(mount.point) == mount and (not mount.unique_id or has_mount(mount.unique_id) is True)
 
 
 def on_top(mounts: Iterable[Mount], point: Path) -> Mount | None:

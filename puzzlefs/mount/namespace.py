@@ -11,6 +11,7 @@ Paths are taken as they are: whoever mounts at a place that an image names opens
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -39,6 +40,18 @@ _AT_EMPTY_PATH: Final = 0x1000
 _AT_RECURSIVE: Final = 0x8000
 _MOUNT_ATTR_RDONLY: Final = 1
 _MOUNT_ATTR: Final = struct.Struct("=4Q")  # attr_set, attr_clr, propagation, userns_fd
+
+_STATMOUNT: Final = 457  # likewise
+_MNT_ID_REQUEST: Final = struct.Struct("=IIQQ")  # struct mnt_id_req: size, spare, mnt_id, param
+_STATMOUNT_MNT_BASIC: Final = 2
+_STATMOUNT_SIZE: Final = 512  # of the fixed part of struct statmount
+
+_AT_FDCWD: Final = -100  # <linux/fcntl.h>
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_NO_AUTOMOUNT: Final = 0x800
+_AT_STATX_DONT_SYNC: Final = 0x4000
+_STATX_MNT_ID_UNIQUE: Final = 0x4000  # <linux/stat.h>
+_STATX: Final = struct.Struct("=I140xQ104x")  # struct statx: stx_mask, stx_mnt_id
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -95,6 +108,33 @@ def detach(target: str | Path) -> None:
         OSError: what the kernel said, with ``target``.
     """
     unmount(target, MNT_DETACH)
+
+
+def unique_mount_id(path: str | Path) -> int:
+    """The number of the mount that is on top at ``path``, which no other mount ever gets; 0 if it cannot be had.
+
+    Linux has it since 6.8 (statx(2), ``STATX_MNT_ID_UNIQUE``). An overlay asks the file systems below it.
+    """
+    statx = getattr(_libc, "statx", None)  # not every C library has it
+    answer = ctypes.create_string_buffer(_STATX.size)
+    flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
+    if statx is None or statx(_AT_FDCWD, os.fsencode(path), flags, _STATX_MNT_ID_UNIQUE, answer) != 0:
+        return 0
+    known, number = _STATX.unpack(answer.raw)
+    return number if known & _STATX_MNT_ID_UNIQUE else 0
+
+
+def has_mount(unique_id: int) -> bool | None:
+    """Whether the mount with this ``unique_mount_id`` is in this mount namespace (statmount(2), Linux 6.8).
+
+    No file system is asked. ``None`` where the kernel, or a filter of system calls, does not let it be known.
+    """
+    request = _MNT_ID_REQUEST.pack(_MNT_ID_REQUEST.size, 0, unique_id, _STATMOUNT_MNT_BASIC)
+    answer = ctypes.create_string_buffer(_STATMOUNT_SIZE)
+    size = ctypes.c_size_t(_STATMOUNT_SIZE)
+    if _libc.syscall(ctypes.c_long(_STATMOUNT), request, answer, size, ctypes.c_uint(0)) == 0:
+        return True
+    return False if ctypes.get_errno() == errno.ENOENT else None
 
 
 def make_read_only(mount_fd: int, *, recursive: bool = False) -> None:

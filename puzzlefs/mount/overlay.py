@@ -22,7 +22,7 @@ from typing import Final
 
 from puzzlefs.errors import MountError, UnsupportedError
 from puzzlefs.mount import namespace
-from puzzlefs.mount.mountinfo import OVERLAY_FS_TYPE, Mount, mounted_at
+from puzzlefs.mount.mountinfo import OVERLAY_FS_TYPE, Mount, is_still_there
 from puzzlefs.mount.options import MountOptions
 
 _OPTIONS: Final = ("index=off", "nfs_export=off", "redirect_dir=off", "metacopy=off", "xino=on")
@@ -81,12 +81,12 @@ def take_away(mount: Mount) -> None:
     Raises:
         MountError: if the kernel refuses.
     """
-    if mounted_at(mount.point) != mount:
+    if not is_still_there(mount):
         return
     try:
         namespace.unmount(mount.point, namespace.MNT_DETACH | namespace.UMOUNT_NOFOLLOW)
     except OSError as error:
-        if mounted_at(mount.point) == mount:  # else somebody was quicker
+        if is_still_there(mount):  # else somebody was quicker
             raise MountError(f"{mount.point} cannot be unmounted: {error.strerror}") from error
 
 

@@ -29,7 +29,7 @@ from puzzlefs.errors import MountError, UnsupportedError
 from puzzlefs.mount.engine import FOREVER, Mounting, probe
 from puzzlefs.mount.errors import RequestError
 from puzzlefs.mount.kernel_protocol import Opcode
-from puzzlefs.mount.mountinfo import is_hidden, mounted_at
+from puzzlefs.mount.mountinfo import is_hidden, is_still_there, new_mount_at
 from puzzlefs.mount.operations import Operations
 from puzzlefs.mount.pyfuse3_init import initialise
 from puzzlefs.mount.signals import held_back, in_main_thread, let_through
@@ -85,13 +85,13 @@ class _Session:
         words = self._mounting.options.libfuse_words(self._mounting.fsname, as_root=os.geteuid() == 0)
         with held_back():
             initialise(_Handlers(self._mounting), os.fspath(point), words)
-            mount = mounted_at(point)
+            mount = new_mount_at(point)
             try:
                 trio.run(self._main)
             finally:
                 # closing by path would hit whatever took our place there, had somebody unmounted us lazily before, and
                 # would look it up in what we serve, had somebody covered it with an overlay
-                pyfuse3.close(unmount=mount is not None and mounted_at(point) == mount and not is_hidden(mount))
+                pyfuse3.close(unmount=mount is not None and is_still_there(mount) and not is_hidden(mount))
         if self._failure is not None:
             raise self._failure
 

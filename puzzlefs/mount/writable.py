@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING
 from puzzlefs.errors import InvalidArgumentError, MountError, PuzzlefsError, UnsupportedError
 from puzzlefs.image import Image, open_image
 from puzzlefs.mount.engine import checked_mountpoint
-from puzzlefs.mount.mountinfo import OVERLAY_FS_TYPE, RO, Mount, all_mounts, mounted_at, writable_mount
+from puzzlefs.mount.mountinfo import OVERLAY_FS_TYPE, RO, Mount, all_mounts, new_mount_at, writable_mount
+from puzzlefs.mount.namespace import has_mount
 from puzzlefs.mount.options import MountOptions, parse_options
 from puzzlefs.mount.overlay import Branch, mount_overlay, take_away
 from puzzlefs.mount.place import Place, host_errors, made
@@ -167,7 +168,7 @@ class _Overlay:
 
     def _begin(self) -> None:
         place = self._place
-        self._image = mounted_at(place.point / RO)
+        self._image = new_mount_at(place.point / RO)
         root = os.open(place.point / RO, DIRECTORY)
         try:
             if place.is_fresh:
@@ -182,7 +183,7 @@ class _Overlay:
             )
         finally:
             os.close(root)
-        self._mount = mounted_at(place.point)
+        self._mount = new_mount_at(place.point)
         if self._mount is None or self._mount.fs_type != OVERLAY_FS_TYPE:
             self._mount = None
             raise MountError(f"{place.point} was unmounted before it was ready")
@@ -237,9 +238,10 @@ def _is_upper_of(upper: Path, overlay: Mount) -> bool:
 
 
 def _is_there(mount: Mount | None) -> bool:
-    return mount is not None and any(
-        other.mount_id == mount.mount_id and other.device == mount.device for other in all_mounts()
-    )
+    """Whether a mount of ours is anywhere in this namespace."""
+    if mount is None or (mount.unique_id and not has_mount(mount.unique_id)):
+        return False
+    return any(other.mount_id == mount.mount_id and other.device == mount.device for other in all_mounts())
 
 
 def _detach(mount: Mount | None) -> None:

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from mounting import COMMAND, Built, Foreground, Mount, is_mounted, read_fifo, run_puzzlefs, wait_for_end
 
+from puzzlefs.mount import namespace
+
 pytestmark = pytest.mark.mount
 
 
@@ -74,6 +76,32 @@ def test_a_lazy_unmount_does_not_endanger_what_is_mounted_next(
             assert process.returncode == 0
             assert is_mounted(point)
         assert file.readable()
+
+
+def test_who_learns_late_of_an_unmount_spares_what_took_its_place(
+    odd: Built, point: Path, foreground: Foreground, mounted: Mount
+) -> None:
+    """The kernel gives a mount's numbers out again at once: the next one, of the same image, looks the same."""
+    with foreground(odd.image("v3")) as process:
+        process.send_signal(signal.SIGSTOP)
+        namespace.unmount(point)
+        with mounted(odd.image("v3"), at=point, bad_lines=True):  # nobody can ask it: the first has the socket
+            process.send_signal(signal.SIGCONT)
+            process.communicate(timeout=20)
+            assert process.returncode == 0
+            assert is_mounted(point)
+            assert (point / "big" / "text").read_bytes()
+
+
+def test_a_daemon_that_learns_late_of_an_unmount_spares_what_took_its_place(odd: Built, mounted: Mount) -> None:
+    with mounted(odd.image("v3")) as first:
+        os.kill(first.pid, signal.SIGSTOP)
+        namespace.unmount(first.path)
+        with mounted(odd.image("v3"), at=first.path, bad_lines=True):
+            os.kill(first.pid, signal.SIGCONT)
+            wait_for_end(first.pid)
+            assert is_mounted(first.path)
+            assert (first.path / "big" / "text").read_bytes()
 
 
 def test_the_foreground_logs_to_stderr(odd: Built, point: Path, foreground: Foreground) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from puzzlefs.errors import MountError, NotFoundError
-from puzzlefs.mount.mountinfo import Mount, mounted_at, parse_mountinfo
+from puzzlefs.mount.mountinfo import Mount, is_still_there, mounted_at, new_mount_at, parse_mountinfo
+from puzzlefs.mount.namespace import has_mount, unique_mount_id
 from puzzlefs.mount.unmounting import unmount
 
 pytestmark = pytest.mark.unit
@@ -37,6 +38,21 @@ def test_looking_up() -> None:
     assert found is not None
     assert found.fs_type == "proc"
     assert mounted_at(Path("/proc/self")) is None
+
+
+def test_the_number_that_no_other_mount_gets(tmp_path: Path) -> None:
+    number = unique_mount_id("/proc")
+    if not number:
+        pytest.skip("this kernel has no unique numbers of mounts (Linux 6.8)")
+    found = new_mount_at(Path("/proc"))
+    assert found is not None
+    assert found.unique_id == number != unique_mount_id("/")
+    assert is_still_there(found)
+    assert has_mount(number)
+    assert not has_mount(number + (1 << 40))
+    assert not is_still_there(found._replace(unique_id=number + (1 << 40)))
+    assert unique_mount_id(tmp_path / "nothing") == 0
+    assert new_mount_at(tmp_path) is None
 
 
 def test_unmounting_what_is_not_ours(tmp_path: Path) -> None:
