@@ -33,7 +33,7 @@ from puzzlefs.compression import decompress_chunk
 from puzzlefs.digest import Digest, VerityDigest
 from puzzlefs.errors import FormatError, IntegrityError, PuzzlefsError, VerityNotEnabledError, VerityUnavailableError
 from puzzlefs.lru import WeightedLru
-from puzzlefs.verity import find_measurement, measure, verity_digest
+from puzzlefs.verity import find_measurement, is_available, measure, verity_digest
 
 _T = TypeVar("_T")
 _Way = Callable[[int, str, int], tuple[_T, Digest]]
@@ -93,12 +93,20 @@ class LoadBudget:
 
 
 class BlobVerifier:
-    """What has to hold before a file counts as a blob. Immutable; thread safe."""
+    """What has to hold before a file counts as a blob. Thread safe."""
 
     def __init__(self, mode: VerityMode, recorded: Mapping[Digest, VerityDigest] | None = None) -> None:
         """A verifier in ``mode``; ``recorded`` maps blobs to the fs-verity digests that a verified level names."""
         self._mode = mode
         self._recorded = recorded
+        self._asks_kernel = mode != "user"
+        self._knows_host = False
+
+    @property
+    def asks_kernel(self) -> bool:
+        """Whether the kernel is asked about a blob: never in *user*, and in *auto* until it has been found that it has
+        no fs-verity there."""
+        return self._asks_kernel
 
     def vouched_by_kernel(self, fd: int, subject: str, expected: VerityDigest | None) -> bool:
         """Whether the kernel vouches for the open file, so that nothing needs hashing here.
@@ -113,7 +121,7 @@ class BlobVerifier:
             VerityNotEnabledError: if the mode is *kernel* and the file has no fs-verity.
             VerityUnavailableError: if the mode is *kernel* and the kernel or the file system cannot do fs-verity.
         """
-        if self._mode == "user":
+        if not self._asks_kernel:
             return False
         if expected is None:
             if self._mode == "kernel":
@@ -128,7 +136,11 @@ class BlobVerifier:
 
     def _measured(self, fd: int, subject: str) -> VerityDigest | None:
         if self._mode == "auto":
-            return find_measurement(fd)
+            measured = find_measurement(fd)
+            if measured is None and not self._knows_host:
+                self._asks_kernel = is_available(fd)
+                self._knows_host = True
+            return measured
         try:
             return measure(fd)
         except (VerityNotEnabledError, VerityUnavailableError) as error:
@@ -136,7 +148,7 @@ class BlobVerifier:
 
     def recorded(self, digest: Digest) -> VerityDigest | None:
         """The fs-verity digest that the image records for a blob."""
-        return None if self._recorded is None or self._mode == "user" else self._recorded.get(digest)
+        return self._recorded.get(digest) if self._recorded is not None and self._asks_kernel else None
 
     def check_anchor(self, fd: int, data: bytes, subject: str, expected: VerityDigest) -> None:
         """Check the manifest, whose fs-verity digest the user named: the kernel's word, or the digest of ``data``.
@@ -346,17 +358,18 @@ class VerifiedBlobs:
 
     def _read_quickly(self, digest: Digest) -> bytes | None:
         """A blob of the usual kind in as few system calls as can be; ``None`` if ``read`` has to look into it."""
-        if self._verifier.recorded(digest) is not None:
-            return None  # the kernel is asked first
+        verifier = self._verifier
         try:
             fd = self._layout.open_blob(digest)
             try:
+                vouched = verifier.asks_kernel and verifier.vouched_by_kernel(fd, "", verifier.recorded(digest))
                 data = os.read(fd, _USUAL_SIZE)
+                is_whole = not vouched or len(data) == os.fstat(fd).st_size
             finally:
                 os.close(fd)
         except (PuzzlefsError, OSError):
             return None
-        return data if hashlib.sha256(data).digest() == digest else None
+        return data if is_whole and (vouched or hashlib.sha256(data).digest() == digest) else None
 
     def _read_in_place(self, digest: Digest, offset: int, length: int, budget: LoadBudget) -> bytes:
         subject = self._subject(digest)

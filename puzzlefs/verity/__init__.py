@@ -5,12 +5,13 @@ Neither knows about images. What the words mean is in the kernel's Documentation
 """
 
 from puzzlefs.verity.digest import VerityHasher, verity_digest, verity_digest_of_file
-from puzzlefs.verity.kernel import enable, find_measurement, measure
+from puzzlefs.verity.kernel import enable, find_measurement, is_available, measure
 
 __all__ = [
     "VerityHasher",
     "enable",
     "find_measurement",
+    "is_available",
     "measure",
     "verity_digest",
     "verity_digest_of_file",

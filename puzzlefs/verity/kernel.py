@@ -162,6 +162,19 @@ def find_measurement(fd: int) -> VerityDigest | None:
         raise _measure_failed(fd, error) from error
 
 
+def is_available(fd: int) -> bool:
+    """Whether the kernel has fs-verity for the file system that an open file lies on, enabled on the file or not.
+
+    Raises:
+        IntegrityError: if the file is held to a digest of another algorithm than SHA-256.
+    """
+    try:
+        _measure(fd)
+    except OSError as error:
+        return error.errno not in _REFUSALS
+    return True
+
+
 def file_system_of(fd: int) -> FileSystem:
     """The file system that an open file lies on, as ``/proc/self/mountinfo`` describes it.
 

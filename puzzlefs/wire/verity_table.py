@@ -7,7 +7,6 @@ checked when it matters: before a digest is said to be missing, and before itera
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import ItemsView, Iterator, Mapping
 
 from puzzlefs.digest import Digest, VerityDigest, as_digest, as_verity_digest
@@ -42,7 +41,7 @@ class VerityTable(Mapping[Digest, VerityDigest]):
         return map(self._key, range(self._count))
 
     def __getitem__(self, digest: Digest) -> VerityDigest:
-        index = bisect_left(range(self._count), digest, key=self._key)
+        index = self._place(digest)
         if index == self._count or self._key(index) != digest:
             self._check_order()
             raise KeyError(digest)
@@ -83,6 +82,26 @@ class VerityTable(Mapping[Digest, VerityDigest]):
             found.append((digest, as_verity_digest(data[verity_start << 3 : verity_start + DIGEST_WORDS << 3])))
         self._sorted = True
         return found
+
+    def _place(self, digest: Digest) -> int:
+        """Where the digest is or belongs: a bisection that reads keys on the spot where encoders put them."""
+        words, data, first, stride = self._message.words, self._message.data, self._first, self._stride
+        begin, end = (places[self._segment] for places in self._message.segments())
+        low, high = 0, self._count
+        while low < high:
+            middle = (low + high) >> 1
+            at = first + middle * stride
+            word = words[at] if self._pointer_words else 0
+            start = at + 1 + ((word >> 2 & OFFSET_MASK) ^ OFFSET_SIGN) - OFFSET_SIGN
+            if word & SHAPE_MASK == DIGEST_SHAPE and begin <= start <= end - DIGEST_WORDS:
+                key = bytes(data[start << 3 : start + DIGEST_WORDS << 3])
+            else:
+                key = self._key(middle)
+            if key < digest:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def _check_order(self) -> None:
         if self._sorted:

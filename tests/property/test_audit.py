@@ -90,9 +90,10 @@ def test_what_is_not_read_from_a_message_is_not_ordinary() -> None:
     pairs=st.dictionaries(digests, digests.map(VerityDigest), max_size=6),
     changes=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=3),
     compact=st.booleans(),
+    missing=digests,
 )
 def test_all_verity_digests_at_once(
-    pairs: dict[Digest, VerityDigest], changes: list[tuple[int, int]], compact: bool
+    pairs: dict[Digest, VerityDigest], changes: list[tuple[int, int]], compact: bool, missing: Digest
 ) -> None:
     codec = codec_for(3)
     encoded = codec.encode_rootfs(layers=[()], metadata_refs=[], verity=pairs)
@@ -108,3 +109,10 @@ def test_all_verity_digests_at_once(
         assert found == [table.pair(index) for index in range(len(table))]
         assert [digest for digest, _ in found] == sorted({digest for digest, _ in found})
     assert changes or (found is not None and dict(found) == pairs == dict(table.items()))
+    for digest in (*pairs, missing):
+        try:
+            value = table.get(digest)
+        except FormatError:
+            assert changes
+        else:
+            assert changes or value == pairs.get(digest)

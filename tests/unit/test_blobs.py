@@ -657,6 +657,48 @@ def test_in_kernel_mode_every_blob_needs_a_record(layout: Layout, measured: dict
     assert given.read(digest, limit=9, expected=verity_digest(b"data")) == b"data"
 
 
+@pytest.mark.parametrize("available", [False, True])
+def test_a_host_without_fs_verity_is_not_asked_for_each_chunk(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, available: bool
+) -> None:
+    asked: list[str] = []
+
+    def find_measurement(fd: int) -> None:
+        asked.append("measurement")
+
+    def is_available(fd: int) -> bool:
+        asked.append("host")
+        return available
+
+    monkeypatch.setattr("puzzlefs.blobs.verified.find_measurement", find_measurement)
+    monkeypatch.setattr("puzzlefs.blobs.verified.is_available", is_available)
+    digests = [store(layout, bytes([number])) for number in range(3)]
+    blobs = VerifiedBlobs(layout, BlobVerifier("auto", dict.fromkeys(digests, RECORDED)))
+    for number, digest in enumerate(digests):
+        assert blobs.read_chunk(digest, False, 0, 1) == bytes([number])
+        assert blobs.read(digest, limit=9) == bytes([number])
+    assert asked == ["measurement", "host"] + 5 * ["measurement"] * available
+
+
+def test_in_kernel_mode_a_chunk_is_what_the_kernel_vouches_for(layout: Layout, measured: dict[str, object]) -> None:
+    """It is not hashed; and no chunk is shown for which nothing is recorded, whatever its bytes."""
+    digest = store(layout, b"data")
+    path = layout.blob_path(digest)
+    path.chmod(0o600)
+    path.write_bytes(b"DATA")  # what the stand-in for a kernel does not find out
+    measured["value"] = verity_digest(b"data")
+    for mode in ("auto", "kernel"):
+        assert (
+            VerifiedBlobs(layout, BlobVerifier(mode, {digest: verity_digest(b"data")})).load(digest, False) == b"DATA"
+        )
+    good = store(layout, b"good")
+    with pytest.raises(IntegrityError, match="recorded"):
+        VerifiedBlobs(layout, BlobVerifier("kernel", {})).load(good, False)
+    measured["value"] = VerityNotEnabledError("off")
+    with pytest.raises(VerityNotEnabledError, match=good.hex()):
+        VerifiedBlobs(layout, BlobVerifier("kernel", {good: verity_digest(b"good")})).load(good, False)
+
+
 def test_large_chunks_with_fs_verity(layout: Layout, measured: dict[str, object]) -> None:
     digest = store(layout, bytes(5 * MEBI))
     measured["value"] = RECORDED
