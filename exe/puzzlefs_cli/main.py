@@ -58,7 +58,7 @@ _VERBS: Final = {
 _RUNS_A_COMMAND: Final = "shell"
 """The verb behind whose image everything belongs to a command, options too."""
 
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_OUTPUT: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)
 
 _EPILOG = """\
 exit codes:
@@ -118,15 +118,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         from puzzlefs_cli.completion import complete  # noqa: PLC0415
 
         complete(make_parser())
-    args = parse(sys.argv[1:] if argv is None else argv)
+    debug = False
     try:
+        try:
+            args = parse(sys.argv[1:] if argv is None else argv)
+        except SystemExit:
+            sys.stdout.flush()  # help is output, too
+            raise
+        debug = args.debug
         code: int = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: no second error at exit
         return ExitCode.IO
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the one place where every error ends
-        if args.debug:
+        if debug:
             import traceback  # noqa: PLC0415
 
             traceback.print_exc()
@@ -142,7 +148,7 @@ def describe(error: BaseException) -> str:
     elif isinstance(error, KeyboardInterrupt):
         text = "interrupted; nothing that was there before has changed"
     elif isinstance(error, OSError):
-        is_output = error.filename is None and error.errno in _NO_ROOM  # the library says what it could not write
+        is_output = error.filename is None and error.errno in _NO_OUTPUT  # the library says what it could not write
         text = f"the output cannot be written: {error.strerror}" if is_output else str(error)
     else:
         text = (
@@ -153,7 +159,25 @@ def describe(error: BaseException) -> str:
 
 def run() -> None:
     """The installed command: ``main``, with its result as the exit status."""
+    open_missing_streams()
     leave(main())
+
+
+def open_missing_streams() -> None:
+    """Put something in the place of each standard stream that was closed when the program began.
+
+    Files that are opened later would get its number, and what is printed; and Python prints errors to stdout where
+    there is no stderr. To read what is put there, or to print to it, fails, as in other programs; messages are lost.
+    """
+    for number, name, flags in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, flags)  # the lowest number that is free
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+            os.set_inheritable(number, True)
+            stream = os.fdopen(number, "w" if number else "r", encoding="utf-8", errors="replace", closefd=False)
+            setattr(sys, name, stream)
 
 
 def leave(code: int) -> NoReturn:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from puzzlefs.mount.options import escape, split_words
 from puzzlefs_cli.exit_codes import ExitCode
-from puzzlefs_cli.main import leave, main
+from puzzlefs_cli.main import leave, main, open_missing_streams
 
 _USAGE = "usage: mount.puzzlefs IMAGE MOUNTPOINT [-sfnv] [-o OPTIONS]"
 _DEFAULTS = "dev,suid"
@@ -53,6 +53,7 @@ def translate(words: Sequence[str]) -> list[str] | None:
 
 def run() -> None:
     """The installed command."""
+    open_missing_streams()
     try:
         command = translate(sys.argv[1:])
     except getopt.GetoptError as error:

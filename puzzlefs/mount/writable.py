@@ -239,7 +239,7 @@ def _is_upper_of(upper: Path, overlay: Mount) -> bool:
 
 def _is_there(mount: Mount | None) -> bool:
     """Whether a mount of ours is anywhere in this namespace."""
-    if mount is None or (mount.unique_id and not has_mount(mount.unique_id)):
+    if mount is None or (mount.unique_id and has_mount(mount.unique_id) is False):
         return False
     return any(other.mount_id == mount.mount_id and other.device == mount.device for other in all_mounts())
 

@@ -11,6 +11,8 @@ import pytest
 from support import forge as f
 from support.forge import Forge
 
+from puzzlefs.image import open_image
+
 pytestmark = pytest.mark.cli
 
 _WORDS = [
@@ -61,3 +63,38 @@ def test_a_full_device(forge: Forge, words: list[str], unbuffered: str) -> None:
         )
     assert result.stderr == b"puzzlefs: the output cannot be written: No space left on device\n"
     assert result.returncode == 7
+
+
+@pytest.mark.parametrize("words", [*_WORDS, ["--help"], ["ls", "--help"], ["--version"]], ids=" ".join)
+def test_no_stdout(forge: Forge, words: list[str]) -> None:
+    command = [word.format(image=forge.reference(), layout=forge.path) for word in words]
+    result = closed(">&-", *command)
+    assert result.stderr == b"puzzlefs: the output cannot be written: Bad file descriptor\n"
+    assert result.returncode == 7
+    assert closed(">&- 2>&-", *command).returncode == 7
+
+
+def test_errors_do_not_go_to_stdout_where_there_is_no_stderr(tmp_path: Path) -> None:
+    result = closed("2>&-", "ls", f"{tmp_path / 'nothing'}:tag")
+    assert (result.stdout, result.returncode) == (b"", 3)
+
+
+def test_a_build_without_standard_streams(tmp_path: Path) -> None:
+    """What is built is whole: no file got the number of a stream that was closed. That its digest is lost is said."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_bytes(b"content")
+    reference = f"{tmp_path / 'images'}:tag"
+    assert closed("<&- >&- 2>&-", "build", "--no-cache", str(tmp_path / "tree"), reference).returncode == 7
+    with open_image(reference) as image:
+        assert (image.path("/file")).read_bytes() == b"content"
+
+
+def closed(streams: str, *words: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the command with standard streams closed, as a shell writes it."""
+    script = f'exec "$@" {streams}'
+    return subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-m", "puzzlefs_cli", *words],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )

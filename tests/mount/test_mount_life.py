@@ -104,6 +104,20 @@ def test_a_daemon_that_learns_late_of_an_unmount_spares_what_took_its_place(odd:
             assert (first.path / "big" / "text").read_bytes()
 
 
+def test_a_mount_without_standard_streams(odd: Built, point: Path, engine: str) -> None:
+    """As a boot script may start it: no file of the mount's gets the number of a stream that was closed."""
+    words = [*COMMAND, "mount", "--engine", engine, odd.image("v3"), str(point)]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words], timeout=60, check=False)
+    assert done.returncode == 0
+    assert is_mounted(point)
+    assert (point / "big" / "text").read_bytes().startswith(b"line")
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, "umount", point], timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert not is_mounted(point)
+
+
 def test_the_foreground_logs_to_stderr(odd: Built, point: Path, foreground: Foreground) -> None:
     with foreground(odd.image("v3")) as process:
         process.send_signal(signal.SIGTERM)
