@@ -148,13 +148,26 @@ def describe(error: BaseException) -> str:
     elif isinstance(error, KeyboardInterrupt):
         text = "interrupted; nothing that was there before has changed"
     elif isinstance(error, OSError):
-        is_output = error.filename is None and error.errno in _NO_OUTPUT  # the library says what it could not write
-        text = f"the output cannot be written: {error.strerror}" if is_output else str(error)
+        text = _of_the_host(error)
     else:
         text = (
             f"a defect in puzzlefs: {type(error).__name__}: {error}; run it again with --debug and report what it shows"
         )
     return " ".join(text.splitlines())
+
+
+def _of_the_host(error: OSError) -> str:
+    """An error that the library has not made its own."""
+    said = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)}: {said}"
+    if error.errno in _NO_OUTPUT:  # the library says what it could not write
+        return f"the output cannot be written: {said}"
+    if error.errno == errno.EMFILE:
+        return "too many files are open; raise the limit (ulimit -n)"
+    if error.errno == errno.ENOENT:  # os.getcwd: all other names are in the error
+        return "the working directory does not exist any more; change to another one"
+    return said
 
 
 def run() -> None:

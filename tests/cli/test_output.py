@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from support import forge as f
 from support.forge import Forge
 
 from puzzlefs.image import open_image
+from puzzlefs_cli.main import describe
 
 pytestmark = pytest.mark.cli
 
@@ -98,3 +100,26 @@ def closed(streams: str, *words: str) -> subprocess.CompletedProcess[bytes]:
         timeout=60,
         check=False,
     )
+
+
+def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    words = [sys.executable, "-m", "puzzlefs_cli", "build", str(tmp_path / "tree"), "images:tag"]
+    script = f'mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec "$@"'
+    result = subprocess.run(["sh", "-c", script, "sh", *words], capture_output=True, timeout=60, check=False)
+    assert result.stderr == b"puzzlefs: the working directory does not exist any more; change to another one\n"
+    assert result.returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", b"/a\xff"), "/a\udcff: Permission denied"),
+        (OSError(errno.EMFILE, "Too many open files"), "too many files are open; raise the limit (ulimit -n)"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "/x: No space left on device"),
+        (OSError(errno.EBADF, "Bad file descriptor"), "the output cannot be written: Bad file descriptor"),
+        (OSError("two\nlines"), "two lines"),
+    ],
+)
+def test_what_is_said_of_the_hosts_errors(error: OSError, said: str) -> None:
+    assert describe(error) == said
