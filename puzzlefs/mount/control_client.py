@@ -129,9 +129,7 @@ def ask(
                     if on_line is not None:
                         on_line(key, value)
             except TimeoutError as error:
-                raise MountError(
-                    f"the server of {mount.point} does not answer", hint="it may be stopped, or its host too busy"
-                ) from error
+                raise _silent(mount) from error
             except OSError:
                 pass  # it died
         time.sleep(_NEW_SERVER)
@@ -210,7 +208,16 @@ def _error(fields: Mapping[str, object]) -> PuzzlefsError:
     return (kind if kind in _KINDS else MountError)(message, hint=hint)
 
 
+def _silent(mount: LiveMount) -> MountError:
+    return MountError(
+        f"the server of {mount.point} does not answer",
+        hint="it may be stopped (look at it with ps), or its host too busy",
+    )
+
+
 def _no_answer(mount: LiveMount, error: OSError) -> PuzzlefsError:
+    if error.errno == errno.EAGAIN:  # others wait for an answer, as many as may
+        return _silent(mount)
     if error.errno != errno.ECONNREFUSED:
         return MountError(f"the server of {mount.point} cannot be asked: {error.strerror or error}")
     if mount.image.fs_type != IMAGE_FS_TYPE:

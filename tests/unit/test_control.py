@@ -24,11 +24,10 @@ from puzzlefs.builder import build
 from puzzlefs.digest import VerityDigest
 from puzzlefs.errors import InvalidArgumentError, MountError, NotFoundError
 from puzzlefs.image import Image, open_image
-from puzzlefs.mount import control, control_answers, control_client, soundness
+from puzzlefs.mount import control, control_answers, soundness
 from puzzlefs.mount.control import Action, Control, ServerFacts, address_of, listen
-from puzzlefs.mount.control_client import LiveMount, ask, find_mount
+from puzzlefs.mount.control_client import LiveMount, ask
 from puzzlefs.mount.counters import RequestCounters
-from puzzlefs.mount.mountinfo import IMAGE_FS_TYPE, Mount
 from puzzlefs.mount.operations import Operations
 from puzzlefs.verity import verity_digest
 
@@ -57,19 +56,6 @@ def image(forge: Forge) -> Iterator[Image]:
     )
     with open_image(forge.reference()) as opened:
         yield opened
-
-
-@pytest.fixture
-def device() -> str:
-    """A device number that no mount has."""
-    return f"test-{os.getpid()}:{next(_devices)}"
-
-
-@pytest.fixture
-def live(device: str, tmp_path: Path) -> LiveMount:
-    """What a client finds in the kernel's table."""
-    owner = b"user_id=%d" % os.getuid()
-    return LiveMount(tmp_path, Mount(0, device, tmp_path, IMAGE_FS_TYPE, "image", super_options=owner), False)
 
 
 Controlled = Callable[..., AbstractContextManager[Operations]]
@@ -424,71 +410,6 @@ def test_another_user_is_not_believed(live: LiveMount, device: str) -> None:
             ask(live, "status")
     finally:
         os.kill(pid, 9)
-
-
-# ---- servers that die
-
-
-def _fake_server(device: str, *answers: bytes) -> threading.Thread:
-    """Somebody who sends one of ``answers`` to each client and hangs up."""
-    listener = listen(device)
-    assert listener is not None
-    listener.setblocking(True)
-
-    def serve() -> None:
-        with listener:
-            for answer in answers:
-                connection, _ = listener.accept()
-                with connection:
-                    connection.recv(4096)
-                    connection.sendall(answer)
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    return thread
-
-
-def test_a_request_is_made_again_if_the_server_dies(live: LiveMount, device: str) -> None:
-    whole = b'{"progress": {"done": 1}}\n{"result": {"a": 1}}\n'
-    thread = _fake_server(device, b"", whole[:10], whole[:30], whole)
-    seen: list[str] = []
-    assert ask(live, "status", lambda key, _: seen.append(key)) == {"a": 1}
-    assert seen == ["progress", "progress"]
-    thread.join(30)
-
-
-def test_a_request_that_may_be_made_once(live: LiveMount, device: str) -> None:
-    thread = _fake_server(device, b'{"progress": {}}\n')
-    with pytest.raises(MountError, match="ended before it had answered"):
-        ask(live, "restart", again=False)
-    thread.join(30)
-
-
-@pytest.mark.parametrize("answer", [b"hello\n", b"[1]\n", b'{"result": 1}\n', b"[" * 100_000 + b"\n"])
-def test_an_answer_that_is_none(live: LiveMount, device: str, answer: bytes) -> None:
-    thread = _fake_server(device, answer)
-    with pytest.raises(MountError, match="not understood"):
-        ask(live, "status")
-    thread.join(30)
-
-
-def test_nobody_listens(live: LiveMount, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control_client, "_NOBODY", 0.1)
-    with pytest.raises(MountError, match="does not listen here"):
-        ask(live, "status")
-
-
-# ---- mount points
-
-
-def test_what_is_no_mount_point(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="is not a mount point"):
-        find_mount(tmp_path / "missing")
-
-
-def test_what_is_another_mount() -> None:
-    with pytest.raises(MountError, match="type proc, not one of PuzzleFS"):
-        find_mount("/proc")
 
 
 def test_the_socket_comes_back_when_there_is_memory_again(
