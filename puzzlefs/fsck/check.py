@@ -10,7 +10,7 @@ index meanwhile may have been collected, and nothing is wrong with it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
@@ -177,11 +177,9 @@ class Check:
             chunks[ref.digest] = self.survey.blobs[ref.digest]
         recorded = 0
         for digest, verity in self._recorded(number, image):
-            blob = chunks.get(digest)
-            if blob is not None:
+            if digest in chunks:
                 recorded += 1
-                if verity not in blob.verity:
-                    blob.verity += (verity,)
+                self.survey.record_verity(digest, verity, number)
         self._count(RemarkKind.NOT_RECORDED, number, len(chunks) - recorded)
         if content_ends or self.survey.entries[number].lists_compressed:
             for blob in chunks.values():
@@ -268,22 +266,23 @@ class Check:
             return
         self.good.add(digest)
         if finding.too_short:
-            self._is_malformed(blob, f"{blob.role} {digest.oci}: {finding.too_short}")
+            self._is_malformed(blob.images, f"{blob.role} {digest.oci}: {finding.too_short}")
         if finding.verity is not None:
+            images = self.survey.with_other_verity(digest, finding.verity)
             if blob.in_compressed and blob.role == "chunk" and not blob.content_length:
-                for number in blob.images:
+                for number in images:
                     self._count(RemarkKind.VERITY_OF_OTHER_BYTES, number)
             else:
                 others = ", ".join(sorted(verity.hex() for verity in blob.verity if verity != finding.verity))
                 self._is_malformed(
-                    blob, f"{blob.role} {digest.oci}: its fs-verity digest is {finding.verity}, recorded is {others}"
+                    images, f"{blob.role} {digest.oci}: its fs-verity digest is {finding.verity}, recorded is {others}"
                 )
         if blob.sizes and finding.size not in blob.sizes:
             for number in blob.images:
                 self._count(RemarkKind.DESCRIPTOR_SIZE, number)
 
-    def _is_malformed(self, blob: Expected, message: str) -> None:
-        self.survey.malformed += [(number, None, message) for number in sorted(blob.images)]
+    def _is_malformed(self, images: Collection[int], message: str) -> None:
+        self.survey.malformed += [(number, None, message) for number in sorted(images)]
 
     def _count(self, kind: RemarkKind, number: int, count: int = 1) -> None:
         if count:

@@ -10,7 +10,7 @@ images of release 0.2.0 of the original record other ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,6 +48,7 @@ class Expected:
         raw_length: bytes of it that inodes take, where they take it as it is.
         content_length: bytes of its content that inodes take, where they take it for compressed.
         verity: the fs-verity digests that are recorded for it.
+        recorders: the numbers of the images that record the first of those.
         in_compressed: whether an image with compressed chunks takes it as it is.
     """
 
@@ -57,6 +58,7 @@ class Expected:
     raw_length: int = 0
     content_length: int = 0
     verity: tuple[VerityDigest, ...] = ()
+    recorders: tuple[int, ...] = ()
     in_compressed: bool = False
 
     def add_size(self, size: int) -> None:
@@ -109,6 +111,7 @@ class Survey:
     malformed: list[tuple[int, bytes | None, str]] = field(default_factory=list)
     remarks: list[tuple[RemarkKind, int, str]] = field(default_factory=list)
     documents: dict[Digest, int] = field(default_factory=dict)
+    _dissenters: dict[tuple[Digest, VerityDigest], set[int]] = field(default_factory=dict)
     _joined: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     _joining: int = -1
 
@@ -129,18 +132,39 @@ class Survey:
             blob.add_size(size)
         return blob
 
+    def record_verity(self, digest: Digest, verity: VerityDigest, number: int) -> None:
+        """Note which fs-verity digest the image that is being looked at records for a blob that it needs."""
+        blob = self.blobs[digest]
+        if not blob.verity:
+            blob.verity = (verity,)
+        if blob.verity[0] == verity:
+            blob.recorders = self._joined_by(blob.recorders, number)
+            return
+        if verity not in blob.verity:
+            blob.verity += (verity,)
+        self._dissenters.setdefault((digest, verity), set()).add(number)
+
+    def with_other_verity(self, digest: Digest, verity: VerityDigest) -> Collection[int]:
+        """The images that record another fs-verity digest for a blob than this one, which it has."""
+        blob = self.blobs[digest]
+        numbers = set(blob.recorders) if blob.verity[0] != verity else set()
+        return numbers.union(*(self._dissenters[digest, other] for other in blob.verity[1:] if other != verity))
+
     def is_needed_by(self, blob: Expected, number: int) -> None:
         """Note that the image that is being looked at needs a blob, too."""
-        images = blob.images
+        blob.images = self._joined_by(blob.images, number)
+
+    def _joined_by(self, images: tuple[int, ...], number: int) -> tuple[int, ...]:
+        """``images`` and the one that is being looked at."""
         if images and images[-1] == number:
-            return
+            return images
         if self._joining != number:
             self._joining = number
             self._joined.clear()
         found = self._joined.get(id(images))  # most blobs share few of them, which the values keep alive
         if found is None:
             found = self._joined[id(images)] = images, images if number in images else (*images, number)
-        blob.images = found[1]
+        return found[1]
 
     def expect_chunks(self, digests: Sequence[Digest], sizes: Sequence[int], number: int) -> list[Digest]:
         """Note that an image needs chunks of these sizes; those that were not known before."""
@@ -282,9 +306,8 @@ class Surveyor:
             except FormatError as error:
                 self._malformed(number, f"the recorded fs-verity digest of its rootfs blob: {error.message}")
             else:
-                blob = self.survey.expect(layer.digest, "rootfs", number)
-                if recorded not in blob.verity:
-                    blob.verity += (recorded,)
+                self.survey.expect(layer.digest, "rootfs", number)
+                self.survey.record_verity(layer.digest, recorded, number)
         if all(layer.digest in self.survey.documents for layer in rootfs):
             self._open(descriptor.digest, number)
 
