@@ -32,8 +32,11 @@ class OriginalUnavailableError(Exception):
 
 def built(version: int) -> Path | None:
     """The program that writes a format version, if it has been built."""
-    program = _home(version) / "bin" / "puzzlefs"
-    return program if program.is_file() else None
+    try:
+        program = _home(version) / "bin" / "puzzlefs"
+        return program if program.is_file() else None
+    except OSError:  # nowhere to keep it
+        return None
 
 
 def build(version: int) -> Path:

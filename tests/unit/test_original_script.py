@@ -68,3 +68,8 @@ def test_a_missing_tool_is_named(tmp_path: Path) -> None:
     provide(tmp_path / "tools", without="cargo")
     with pytest.raises(original.OriginalUnavailableError, match="cargo"):
         original.build(3)
+
+
+def test_nowhere_to_keep_it(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    assert original.built(3) is None
