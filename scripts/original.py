@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rootfs import cache_dir, locked, remove_tree
@@ -91,10 +92,11 @@ def main() -> int:
     for version in RELEASES:
         try:
             print(build(version))
-        except OriginalUnavailableError as error:
+        except (OriginalUnavailableError, OSError) as error:
             print(f"the original that writes format version {version} is not there: {error}", file=sys.stderr)
             status = 1
-    remove_tree(cache_dir() / "original-target")
+    with suppress(OSError):
+        remove_tree(cache_dir() / "original-target")
     return status
 
 

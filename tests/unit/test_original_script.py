@@ -73,3 +73,4 @@ def test_a_missing_tool_is_named(tmp_path: Path) -> None:
 def test_nowhere_to_keep_it(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     assert original.built(3) is None
+    assert original.main() == 1
