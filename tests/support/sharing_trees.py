@@ -1,9 +1,18 @@
-"""Trees that have files in common."""
+"""Trees that have files in common, and the kinds of images that are made of them."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any, Final
+
+KINDS: Final[dict[str, dict[str, Any]]] = {
+    "v1": {"format_version": 1},
+    "v2-zstd": {"format_version": 2, "compression": True},
+    "v3": {},
+    "v3-zstd": {"compression": True},
+}
+"""Options of ``build``."""
 
 
 def write_tree(root: Path, seed: int, count: int = 8) -> Path:

@@ -17,7 +17,7 @@ from support import forge as f
 from support import trees
 from support.forge import Forge
 from support.layouts import blob_names, damaged, shown
-from support.sharing_trees import write_tree
+from support.sharing_trees import KINDS, write_tree
 
 from puzzlefs import collect
 from puzzlefs.blobs import BlobWriter, Layout
@@ -39,13 +39,6 @@ from puzzlefs.tags import untag
 from puzzlefs_cli.main import main
 
 pytestmark = pytest.mark.unit
-
-KINDS: dict[str, dict[str, Any]] = {
-    "v1": {"format_version": 1},
-    "v2-zstd": {"format_version": 2, "compression": True},
-    "v3": {},
-    "v3-zstd": {"compression": True},
-}
 
 
 def add_entry(layout: Path, descriptor: Descriptor) -> None:

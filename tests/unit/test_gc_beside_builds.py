@@ -14,7 +14,7 @@ import pytest
 from support import trees
 from support.forge import Forge
 from support.layouts import blob_names, shown
-from support.sharing_trees import write_tree
+from support.sharing_trees import KINDS, write_tree
 
 from puzzlefs import collect
 from puzzlefs.blobs import BlobWriter, Layout
@@ -29,13 +29,6 @@ from puzzlefs.image import open_image
 from puzzlefs.tags import untag
 
 pytestmark = pytest.mark.unit
-
-KINDS: dict[str, dict[str, Any]] = {
-    "v1": {"format_version": 1},
-    "v2-zstd": {"format_version": 2, "compression": True},
-    "v3": {},
-    "v3-zstd": {"compression": True},
-}
 
 
 @pytest.fixture(params=KINDS)
