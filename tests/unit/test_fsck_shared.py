@@ -53,7 +53,7 @@ def test_what_the_original_records_is_not_said_of_our_images(vectors: Path, tmp_
     layout = tmp_path / "images"
     copy_layout(vectors / "v3-zstd", layout)
     before = {remark.image for remark in fsck(layout).remarks}
-    canonicalize(f"{layout}:base", "ours")
+    canonicalize(f"{layout}:base", "ours", compression=False)  # what did not shrink is in both of them
     report = fsck(layout)
     assert report.state is State.CLEAN
     assert {remark.image for remark in report.remarks if remark.kind is RemarkKind.VERITY_OF_OTHER_BYTES} == before
