@@ -60,7 +60,7 @@ fuzz: setup ## look for inputs that break what reads images (SECONDS=n for each 
 
 bench: ## speed and space beside other file systems, some 20 minutes, as root (BENCH_ROOTFS=dir, BENCH_ARGS=--quick)
 	@scripts/setup.sh bench
-	@scripts/setup.sh original
+	@[ -n '$(PEER_PUZZLEFS)' ] || scripts/setup.sh original
 	@PEER_PUZZLEFS='$(PEER_PUZZLEFS)' $(BIN)/python benchmarks/suite.py $(BENCH_ARGS) $(BENCH_ROOTFS)
 
 clean: ## remove caches and build results

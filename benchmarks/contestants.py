@@ -52,8 +52,8 @@ class Contestant:
 
 def the_original() -> str | None:
     """The original implementation's program: the one that ``$PEER_PUZZLEFS`` names, or that ``make bench`` built."""
-    built = original.built(3)
-    return os.environ.get("PEER_PUZZLEFS") or (str(built) if built else None)
+    program = os.environ.get("PEER_PUZZLEFS") or original.built(3)
+    return str(program) if program else None
 
 
 def contestants() -> list[Contestant]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.original_program import Original, original_program
 
 VECTORS = Path(__file__).resolve().parents[2] / "shared" / "vectors"
 
@@ -38,3 +39,9 @@ def expected(vectors: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((vectors / "expected.json").read_bytes())
     document["trees"]["fresh"] = document["trees"]["second"]
     return document
+
+
+@pytest.fixture
+def theirs(request: pytest.FixtureRequest) -> Original:
+    """The original's program that writes a format version (``each_original``)."""
+    return original_program(request.param)

@@ -95,7 +95,12 @@ def new_mount_at(point: Path) -> Mount | None:
 
 def is_still_there(mount: Mount) -> bool:
     """Whether ``mount``, from ``new_mount_at``, is still the one that is on top at its place."""
-    return mounted_at(mount.point) == mount and not (mount.unique_id and has_mount(mount.unique_id) is False)
+    return mounted_at(mount.point) == mount and not has_left(mount)
+
+
+def has_left(mount: Mount) -> bool:
+    """Whether ``mount``, from ``new_mount_at``, is known to be nowhere in this namespace, whatever looks like it."""
+    return mount.unique_id != 0 and has_mount(mount.unique_id) is False
 
 
 def on_top(mounts: Iterable[Mount], point: Path) -> Mount | None:

@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING
 from puzzlefs.errors import InvalidArgumentError, MountError, PuzzlefsError, UnsupportedError
 from puzzlefs.image import Image, open_image
 from puzzlefs.mount.engine import checked_mountpoint
-from puzzlefs.mount.mountinfo import OVERLAY_FS_TYPE, RO, Mount, all_mounts, new_mount_at, writable_mount
-from puzzlefs.mount.namespace import has_mount
+from puzzlefs.mount.mountinfo import OVERLAY_FS_TYPE, RO, Mount, all_mounts, has_left, new_mount_at, writable_mount
 from puzzlefs.mount.options import MountOptions, parse_options
 from puzzlefs.mount.overlay import Branch, mount_overlay, take_away
 from puzzlefs.mount.place import Place, host_errors, made
@@ -239,7 +238,7 @@ def _is_upper_of(upper: Path, overlay: Mount) -> bool:
 
 def _is_there(mount: Mount | None) -> bool:
     """Whether a mount of ours is anywhere in this namespace."""
-    if mount is None or (mount.unique_id and has_mount(mount.unique_id) is False):
+    if mount is None or has_left(mount):
         return False
     return any(other.mount_id == mount.mount_id and other.device == mount.device for other in all_mounts())
 

@@ -25,21 +25,15 @@ from support import trees
 from support.archives import odd_tree
 from support.edits import Editor
 from support.layouts import blob_names, shown
-from support.original_program import VERSIONS, Original, original_program
+from support.original_program import Original, each_original
 from support.writable import digest_of, puzzlefs
 
 from puzzlefs.image import open_image
 
 pytestmark = pytest.mark.interop
-each_version = pytest.mark.parametrize("theirs", VERSIONS, indirect=True)
 mounts = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="mounting takes root and /dev/fuse"
 )
-
-
-@pytest.fixture
-def theirs(request: pytest.FixtureRequest) -> Original:
-    return original_program(request.param)
 
 
 @pytest.fixture
@@ -105,14 +99,14 @@ def with_single_xattrs(root: Path) -> Path:
 # ---- the same bytes
 
 
-@each_version
+@each_original
 @pytest.mark.parametrize("which", ["made", "odd"])
 def test_both_write_the_same_layout(theirs: Original, tmp_path: Path, made_tree: Path, which: str) -> None:
     root = made_tree if which == "made" else with_single_xattrs(odd_tree(tmp_path / "odd", sockets=True))
     assert_same_layout(theirs, root, tmp_path)
 
 
-@each_version
+@each_original
 @pytest.mark.parametrize("seed", range(8))
 def test_both_write_the_same_layout_of_any_tree(theirs: Original, tmp_path: Path, seed: int) -> None:
     root = tmp_path / "tree"
@@ -121,7 +115,7 @@ def test_both_write_the_same_layout_of_any_tree(theirs: Original, tmp_path: Path
     assert_same_layout(theirs, with_single_xattrs(root), tmp_path)
 
 
-@each_version
+@each_original
 def test_both_write_into_one_layout(theirs: Original, tmp_path: Path, made_tree: Path) -> None:
     """A layout that one of them began goes on with the other, and what is there is not stored twice."""
     layout = tmp_path / "images"
@@ -149,7 +143,7 @@ OPTIONS: Sequence[tuple[str, ...]] = (
 
 
 @mounts
-@each_version
+@each_original
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_the_original_mounts_what_we_build(
     theirs: Original, tmp_path: Path, made_tree: Path, options: Sequence[str]
@@ -160,7 +154,7 @@ def test_the_original_mounts_what_we_build(
         assert theirs_show(trees.on_disk(point)) == theirs_show(trees.on_disk(made_tree))
 
 
-@each_version
+@each_original
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_the_original_extracts_what_we_build(
     theirs: Original, tmp_path: Path, simple_tree: Path, options: Sequence[str]
@@ -172,7 +166,7 @@ def test_the_original_extracts_what_we_build(
 
 
 @mounts
-@each_version
+@each_original
 def test_the_original_mounts_layers_of_ours(theirs: Original, tmp_path: Path, made_tree: Path) -> None:
     """Three layers: what was added, changed and removed shows."""
     layout = tmp_path / "images"
@@ -186,7 +180,7 @@ def test_the_original_mounts_layers_of_ours(theirs: Original, tmp_path: Path, ma
 
 
 @mounts
-@each_version
+@each_original
 def test_the_original_mounts_what_we_made_of_its_image(theirs: Original, tmp_path: Path, made_tree: Path) -> None:
     """Copied, converted to the other version and back, folded: it is what it was."""
     layout = tmp_path / "images"
@@ -205,7 +199,7 @@ def test_the_original_mounts_what_we_made_of_its_image(theirs: Original, tmp_pat
 # ---- we read theirs
 
 
-@each_version
+@each_original
 @pytest.mark.parametrize("options", [(), ("-c",)], ids=["plain", "zstd"])
 def test_we_show_what_the_original_builds(
     theirs: Original, tmp_path: Path, made_tree: Path, options: Sequence[str]
@@ -220,7 +214,7 @@ def test_we_show_what_the_original_builds(
     assert trees.on_disk(tmp_path / "out") == trees.on_disk(made_tree)
 
 
-@each_version
+@each_original
 @pytest.mark.parametrize("seed", range(6))
 def test_we_show_layers_of_the_original(theirs: Original, tmp_path: Path, seed: int) -> None:
     """On an image of ours, and ours again on top of that."""

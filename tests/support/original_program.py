@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import tempfile
 import time
@@ -15,8 +14,13 @@ from typing import Final
 import original
 import pytest
 
+from support.writable import digest_of
+
 VERSIONS: Final = tuple(original.RELEASES)
 """The format versions that one of its programs writes."""
+
+each_original = pytest.mark.parametrize("theirs", VERSIONS, indirect=True)
+"""Runs a test with each program, as the fixture ``theirs``."""
 
 # Looked for while tests are collected: where it is kept depends on XDG_CACHE_HOME, which a fixture changes.
 _PROGRAMS: Final = {version: original.built(version) for version in VERSIONS}
@@ -32,10 +36,7 @@ class Original:
 
     def build(self, root: Path, layout: Path, tag: str, *options: str) -> str:
         """Build an image; its digest."""
-        printed = self._run("build", *options, root, *self._image(layout, tag))
-        match = re.fullmatch(r"puzzlefs image manifest digest: ([0-9a-f]{64})\n", printed)
-        assert match is not None, printed
-        return match[1]
+        return digest_of(self._run("build", *options, root, *self._image(layout, tag)))
 
     def extract(self, layout: Path, tag: str, target: Path) -> None:
         """Extract an image."""
@@ -71,10 +72,10 @@ class Original:
     def _image(self, layout: Path, tag: str) -> list[str]:
         return [str(layout), tag] if self.version == 2 else [f"{layout}:{tag}"]
 
-    def _run(self, *words: str | Path) -> str:
+    def _run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([self._program, *words], capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         assert done.returncode == 0, f"{words}: {done.stderr}"
-        return done.stdout
+        return done
 
 
 def original_program(version: int) -> Original:

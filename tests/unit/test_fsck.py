@@ -15,12 +15,10 @@ from support.examine import limited
 from support.forge import Forge
 from support.fsck_layouts import (
     DAMAGES,
-    KINDS,
     TAGS,
     assert_clean,
     chunks_of,
     roles_of,
-    three_images,
     unreadable_files,
     write_tree,
 )
@@ -37,19 +35,6 @@ from puzzlefs.oci import Descriptor, media_types, parse_reference
 from puzzlefs_cli.main import main
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def pristine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A layout with two images and a delta, and the tree of the first."""
-    return three_images(tmp_path_factory.mktemp(request.param), request.param)
-
-
-@pytest.fixture
-def layout(pristine: tuple[Path, Path], tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    shutil.copytree(pristine[0], tmp_path / "oci")
-    return tmp_path / "oci"
 
 
 class TestCheck:

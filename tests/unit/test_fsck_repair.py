@@ -13,11 +13,9 @@ import pytest
 from support.forge import Forge
 from support.fsck_layouts import (
     DAMAGES,
-    KINDS,
     assert_clean,
     chunks_of,
     roles_of,
-    three_images,
     write_tree,
 )
 from support.layouts import blobs_of, damaged
@@ -33,19 +31,6 @@ from puzzlefs.fsck.report import RemarkKind
 from puzzlefs.image import open_image
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def pristine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A layout with two images and a delta, and the tree of the first."""
-    return three_images(tmp_path_factory.mktemp(request.param), request.param)
-
-
-@pytest.fixture
-def layout(pristine: tuple[Path, Path], tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    shutil.copytree(pristine[0], tmp_path / "oci")
-    return tmp_path / "oci"
 
 
 class TestRepairFromLayouts:

@@ -15,7 +15,7 @@ while [ $# -gt 0 ]; do
     [ "$1" != --root ] || root=$2
     shift
 done
-mkdir -p "$root/bin" "$CARGO_TARGET_DIR"
+/bin/mkdir -p "$root/bin" "$CARGO_TARGET_DIR"
 {}
 echo program >"$root/bin/puzzlefs"
 """
@@ -24,13 +24,8 @@ echo program >"$root/bin/puzzlefs"
 def provide(directory: Path, *, fails: bool = False, without: str = "") -> None:
     """Tools of these names, of which ``cargo`` does as if."""
     directory.mkdir()
-    for name in ("cargo", "capnp", "cc", "mkdir"):
-        if name == without:
-            continue
+    for name in {"cargo", "capnp", "cc"} - {without}:
         tool = directory / name
-        if name == "mkdir":
-            tool.symlink_to("/bin/mkdir")
-            continue
         tool.write_text(CARGO.format("echo broken; exit 7" if fails else "") if name == "cargo" else "")
         tool.chmod(0o755)
 
