@@ -16,6 +16,11 @@ def copy_layout(source: str | Path, destination: Path) -> None:
     shutil.copytree(source, destination, ignore=shutil.ignore_patterns(f"{LEASE_PREFIX}*"))
 
 
+def layouts_in(directory: Path) -> list[str]:
+    """The names of the OCI layouts in a directory."""
+    return sorted(path.parent.name for path in directory.glob("*/index.json"))
+
+
 def blob_names(layout: Path) -> set[str]:
     """The names of everything that lies beside the blobs."""
     return set(os.listdir(layout / "blobs" / "sha256"))

@@ -18,7 +18,7 @@ from support.fsck_layouts import (
     roles_of,
     write_tree,
 )
-from support.layouts import blobs_of, damaged
+from support.layouts import blobs_of, copy_layout, damaged, layouts_in
 
 from puzzlefs.blobs import Layout
 from puzzlefs.builder import build
@@ -235,11 +235,9 @@ class TestRepairFromTrees:
     def test_images_of_the_original(self, vectors: Path, tmp_path: Path) -> None:
         """Its frames of 4 KiB, and its deltas."""
         repaired = 0
-        for name in sorted(os.listdir(vectors)):
-            if not (vectors / name / "index.json").exists():
-                continue
+        for name in layouts_in(vectors):
             layout = tmp_path / name
-            shutil.copytree(vectors / name, layout)
+            copy_layout(vectors / name, layout)
             before = blobs_of(layout)
             with Layout.open(layout) as opened:
                 tags = opened.read_index().tags()

@@ -16,7 +16,7 @@ import pytest
 from support import forge as f
 from support import trees
 from support.forge import Forge
-from support.layouts import blob_names, damaged, shown
+from support.layouts import blob_names, copy_layout, damaged, layouts_in, shown
 from support.sharing_trees import KINDS, write_tree
 
 from puzzlefs import collect
@@ -164,11 +164,9 @@ class TestWhatStays:
     def test_vectors(self, tmp_path: Path, vectors: Path, expected: dict[str, Any]) -> None:
         """Images of the original: deltas, compressed ones, all versions."""
         checked = 0
-        for name in sorted(os.listdir(vectors)):
-            if not (vectors / name / "index.json").exists():
-                continue
+        for name in layouts_in(vectors):
             layout = tmp_path / name
-            shutil.copytree(vectors / name, layout)
+            copy_layout(vectors / name, layout)
             with Layout.open(layout) as opened:
                 tags = opened.read_index().tags()
             before = {tag: shown(f"{layout}:{tag}") for tag in tags}
